@@ -1,0 +1,1 @@
+"""cenote: the state layer for agent swarms."""

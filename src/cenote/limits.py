@@ -1,0 +1,58 @@
+"""Every limit of cenote in one place, one sentence each, with the relations between them asserted.
+
+Settings a user may change live in `config.py`; what stands here is fixed by a protocol, by a server, or by an
+argument that the comment gives.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- keys and identities -------------------------------------------------------------------------------------
+AGENT_CHARS_MAX: Final = 200  # longest agent name, in characters
+KEY_CHARS_MAX: Final = 512  # longest key, in characters
+SUBJECT_BYTES_MAX: Final = 1024  # longest encoded subject; the server's control line ends at 4,096 bytes
+SQL_KEY_BYTES_MAX: Final = 2000  # a btree row ends at 2,704 bytes (PostgreSQL); the encoded key stays below
+NAMESPACE_CHARS_MAX: Final = 32  # longest namespace; it prefixes schema names, which end at 63 bytes
+
+# --- values --------------------------------------------------------------------------------------------------
+VALUE_DEPTH_MAX: Final = 200  # deepest nesting; jsonb's parser gives up between 5,000 and 20,000
+INT_DIGITS_MAX: Final = 4_000  # longest integer; CPython refuses to parse more than 4,300 digits
+COMPRESS_BYTES_MIN: Final = 32 * KIB  # smaller bodies are stored plain
+INLINE_BYTES_MAX: Final = 512 * KIB  # largest body inside one KV entry, after compression
+VALUE_BYTES_MAX: Final = 64 * MIB  # largest encoded value, before compression
+PAYLOAD_BYTES_MAX: Final = MIB  # nats-server's default max_payload, headers included
+TTL_S_MAX: Final = 100 * 365 * 86_400  # longest per-entry time to live: a century
+
+# --- time ----------------------------------------------------------------------------------------------------
+EVICT_AGE_MIN_MS: Final = 2_000
+"""No eviction removes an entry younger than this, and a clean copy whose hydration took as long is not
+believed (flow rule 7). One constant for all processes: were it a setting, two processes could disagree."""
+PROBE_INTERVAL_MS: Final = 1_000  # each process compares its feed with the leader's last sequence (rule 10)
+SILENCE_MS_MAX: Final = 3_000  # without an answer for so long, L1 is no longer coherent (rule 10)
+PURGE_FACTS_AGE_MS_MAX: Final = 1_000  # an eviction uses no fact older than this (rule 2)
+LEASE_RENEW_MS: Final = 400  # the active flusher renews its lease so often …
+LEASE_EXPIRE_MS: Final = 1_500  # … and another takes over when it saw no renewal for this long
+ACK_WAIT_S: Final = 5  # the server redelivers an unacked entry after this (rule 18)
+ACK_PROGRESS_MS: Final = 1_000  # a flusher that still holds entries says so this often (rule 18)
+UNKNOWN_FORMAT_DELAY_S: Final = 30  # an entry of an unknown format is offered again after this (rule 22)
+REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips so many sequences
+
+# --- queues and batches --------------------------------------------------------------------------------------
+MULTI_GET_SUBJECTS_MAX: Final = 1_024  # nats-server answers 413 above it
+HYDRATE_PAGE_KEYS: Final = 1_000  # keys of one hydration page
+LIST_PAGE_KEYS: Final = 1_000  # keys of one listing page
+PULL_BYTES_MAX: Final = 16 * MIB  # bytes of undelivered entries one flusher asks for at a time
+WATCH_QUEUE_MAX: Final = 65_536  # events a slow watcher may fall behind before it resynchronises
+SUBJECT_CACHE_KEYS_MAX: Final = 4_096  # encoded keys one agent handle remembers
+IN_FLIGHT_MAX: Final = 65_536  # requests one process may have in flight
+
+assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
+assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
+assert ACK_PROGRESS_MS * 3 <= ACK_WAIT_S * 1000
+assert PROBE_INTERVAL_MS * 3 <= SILENCE_MS_MAX
+assert INLINE_BYTES_MAX + 8 * KIB < PAYLOAD_BYTES_MAX
+assert KEY_CHARS_MAX < SUBJECT_BYTES_MAX < 4_096
+# A character outside Unicode's scalar values takes 9 bytes of the subject and 5 of the SQL key, NUL 3 and 5.
+assert SUBJECT_BYTES_MAX * 5 // 3 < SQL_KEY_BYTES_MAX
