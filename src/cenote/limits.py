@@ -47,6 +47,8 @@ PULL_BYTES_MAX: Final = 16 * MIB  # bytes of undelivered entries one flusher ask
 WATCH_QUEUE_MAX: Final = 65_536  # events a slow watcher may fall behind before it resynchronises
 SUBJECT_CACHE_KEYS_MAX: Final = 4_096  # encoded keys one agent handle remembers
 IN_FLIGHT_MAX: Final = 65_536  # requests one process may have in flight
+WRITE_BUFFER_BYTES_MAX: Final = 32 * MIB  # bytes that wait for NATS's socket before requests are refused
+REQUEST_SUBJECT_BYTES_MAX: Final = SUBJECT_BYTES_MAX + 128  # an entry's subject behind a JetStream API prefix
 
 assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
 assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
