@@ -1,0 +1,72 @@
+# `make` alone explains itself. Everything runs in .venv, which scripts/venv.sh fills from a hashed lock.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?=
+ROOMS ?= unit property integration crash docs architecture
+PARALLEL ?=
+JUDGE_ROOMS ?= integration
+JUDGE_POSTGRES_BIN ?= /usr/lib/postgresql/15/bin
+ROUNDS ?= 20
+SEED ?=
+ARGS ?=
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: help demo test judge check format bench faults lock clean venv venv-run
+
+help: ## show this list
+	@printf 'usage: make TARGET [NAME=value ...]\n\n'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do \
+	  printf '  %-8s %s\n' "$$name" "$$text"; done
+	@printf '\n  PYTHON=python3.12     the interpreter a new .venv is made with (default: the first >= 3.11 found)\n'
+	@printf '  ROOMS="unit docs"     the rooms `make test` visits (default: %s)\n' '$(ROOMS)'
+	@printf '  PARALLEL="unit"       rooms to run first, on two pytest-xdist workers (default: none)\n'
+	@printf '  ARGS="-k lease -x"    further arguments of pytest, of `cenote demo` or of the benchmark\n'
+
+demo: venv-run ## watch a swarm survive kill -9 of its workers and of both servers
+	@$(BIN)/cenote demo $(ARGS)
+
+test: check ## every check and every test, on real servers (judge tests apart)
+	@$(if $(strip $(PARALLEL)),$(PYTEST) -n 2 -m 'not judge' $(ARGS) $(addprefix tests/,$(PARALLEL)))
+	@$(if $(filter-out $(PARALLEL),$(ROOMS)),$(PYTEST) -m 'not judge' $(ARGS) \
+	  $(addprefix tests/,$(filter-out $(PARALLEL),$(ROOMS))))
+
+judge: venv ## the long tests, and the integration rooms again on another PostgreSQL
+	@echo 'judge: tests marked judge'
+	@$(PYTEST) -m judge $(ARGS) tests
+	@echo 'judge: $(JUDGE_ROOMS) on $(JUDGE_POSTGRES_BIN)'
+	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) $(PYTEST) -m 'not judge' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
+
+check: venv ## format, lint, types and the direction of imports
+	@$(BIN)/ruff format --check --quiet . || { echo 'make format puts this right'; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo >.venv/imports.txt || { cat .venv/imports.txt; exit 1; }
+	@echo 'check: format, lint, types and imports are in order'
+
+format: venv ## put format and import order right
+	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format --quiet .
+
+bench: venv ## the speed table: ours against the bare drivers, interleaved in one run
+	@$(BIN)/cenote bench $(ARGS)
+
+faults: venv ## random fault campaigns: ROUNDS=20 SEED=… (a failure names the seed that repeats it)
+	@CENOTE_FAULT_ROUNDS=$(ROUNDS) CENOTE_FAULT_SEED=$(SEED) $(PYTEST) -s -m campaign --timeout=0 $(ARGS) tests/crash
+
+lock: ## resolve the dependencies of pyproject.toml anew into requirements/*.txt
+	@PYTHON='$(PYTHON)' scripts/lock.sh
+
+clean: ## remove .venv and everything that can be made again
+	@rm -rf .venv .venv-lock dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@PYTHON='$(PYTHON)' scripts/venv.sh dev
+
+venv-run:
+	@PYTHON='$(PYTHON)' scripts/venv.sh run
