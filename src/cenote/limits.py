@@ -50,6 +50,19 @@ IN_FLIGHT_MAX: Final = 65_536  # requests one process may have in flight
 WRITE_BUFFER_BYTES_MAX: Final = 32 * MIB  # bytes that wait for NATS's socket before requests are refused
 REQUEST_SUBJECT_BYTES_MAX: Final = SUBJECT_BYTES_MAX + 128  # an entry's subject behind a JetStream API prefix
 
+# --- embedded servers ---------------------------------------------------------------------------------------
+SERVER_START_S: Final = 120  # a server that recovers from a crash may take this long until it answers
+SERVER_ATTACH_S: Final = 15  # a server that runs but does not answer within this is stopped and started again
+SERVER_RESTART_S: Final = 15  # the backends of a killed PostgreSQL hold its shared memory no longer than this
+SERVER_STOP_S: Final = 30  # after this without an end the next stronger signal is sent
+SERVER_WATCH_MS: Final = 250  # each user of embedded servers looks so often whether they live
+SERVER_STABLE_S: Final = 60  # a server that lived this long is restarted at once when it dies …
+SERVER_RESTART_DELAY_MS_MIN: Final = 100  # … else after a delay that doubles from here …
+SERVER_RESTART_DELAY_MS_MAX: Final = 30_000  # … to here
+SERVER_LOG_BYTES_MAX: Final = 10 * MIB  # a longer log is put aside at the next start, one old one is kept
+EMBEDDED_PORT_MIN: Final = 20_000  # below the ports that Linux (32,768) and macOS (49,152) give to clients
+EMBEDDED_PORT_MAX: Final = 31_999
+
 assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
 assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
 assert ACK_PROGRESS_MS * 3 <= ACK_WAIT_S * 1000
@@ -58,3 +71,4 @@ assert INLINE_BYTES_MAX + 8 * KIB < PAYLOAD_BYTES_MAX
 assert KEY_CHARS_MAX < SUBJECT_BYTES_MAX < 4_096
 # A character outside Unicode's scalar values takes 9 bytes of the subject and 5 of the SQL key, NUL 3 and 5.
 assert SUBJECT_BYTES_MAX * 5 // 3 < SQL_KEY_BYTES_MAX
+assert EMBEDDED_PORT_MIN < EMBEDDED_PORT_MAX < 32_768
