@@ -1,0 +1,242 @@
+"""The connections to PostgreSQL, and every way a call on one of them may fail.
+
+The pool opens at the first use: a process that neither flushes nor reads SQL opens no connection. asyncpg's
+pool does the keeping; ours are the maximum lifetime, the distinction between "all in use" and "not
+reachable", the mapping of errors, and the going away of a primary that was demoted (25006) while its
+connections live on.
+
+A cancelled call never poisons the pool: asyncpg cancels the statement on the server, and its release,
+shielded, waits for that before the connection is handed out again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import asyncpg
+
+from cenote.errors import CenoteError, PoolTimeoutError, SetupError, UnavailableError
+from cenote.naming import Names
+from cenote.sql.errors import FOREIGN, TIER, is_read_only, translated
+from cenote.sql.loader import Queries
+
+if TYPE_CHECKING:
+    from cenote.config import RetryConfig, SqlConfig
+
+CONNECT_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 15.0  # by our clock; the server's own statement_timeout, below, comes first
+SERVER_SETTINGS: Final = {
+    "statement_timeout": "10s",
+    "lock_timeout": "1s",
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "timezone": "UTC",
+    "jit": "off",  # ours are short statements; compiling one costs more than it can win
+}
+
+# One traceback for each failed attempt to refill the pool: the call that needs a connection reports the same.
+logging.getLogger("asyncpg.pool").addFilter(lambda record: "connection floor" not in record.getMessage())
+
+
+class SqlIdentity(NamedTuple):
+    """Which history of which cluster answers: either changes when a failover or a restore lost commits
+    (rule 5)."""
+
+    system_identifier: int
+    timeline: int
+
+    def __str__(self) -> str:
+        return f"{self.system_identifier}/{self.timeline}"
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """Knows when it was opened, and is reset on the server only after a stranger's SQL ran on it: the reset
+    that asyncpg sends at each release costs a round trip, and our own statements leave nothing behind."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.opened_at = time.monotonic()
+        self.strange = False
+
+    def get_reset_query(self) -> str:
+        if not self.strange:
+            return ""
+        self.strange = False
+        return str(super().get_reset_query())
+
+
+class Database:
+    """A lazily opened pool on one PostgreSQL database, for one namespace.
+
+    Every method raises `UnavailableError` (`PoolTimeoutError` when all connections are in use),
+    `SetupError` (denied, schema behind, closed), `TransactionError`, `AlreadyExistsError` or `DataRefused`.
+    A connection lost in the midst of a statement is `UnavailableError`, too, although the statement may
+    have run: what writes outside of `transact` must be repeatable.
+    """
+
+    def __init__(
+        self, config: "SqlConfig", retry: "RetryConfig", names: Names, application_name: str = "cenote"
+    ) -> None:
+        self.config = config
+        self.retry = retry
+        self.names = names
+        self.queries = Queries(names)
+        self.server_version: tuple[int, int] | None = None  # of the server that the pool connected to first
+        self._application_name = application_name
+        self._opening = asyncio.Lock()
+        self._pool: Any = None
+        self._closed = False
+
+    @asynccontextmanager
+    async def connection(self, *, timeout_ms: float | None = None) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of the pool; asyncpg's errors inside the block leave it as ours.
+
+        Waits for a free one at most `timeout_ms`, and at most `sql.acquire_timeout_s`.
+        """
+        async with self.lent(timeout_ms=timeout_ms) as con:
+            try:
+                yield con
+            except FOREIGN as error:
+                raise await self.mapped(error) from error
+
+    @asynccontextmanager
+    async def lent(
+        self, *, timeout_ms: float | None = None, strange: bool = False
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """The same for a block that may raise errors of its own: none inside it is touched.
+
+        `strange`: SQL that is not ours will run; all session state is forgotten afterwards.
+        """
+        pool = await self._opened()
+        con = await self._acquired(pool, timeout_ms)
+        try:
+            con._con.strange = strange  # the pool hands out a proxy; this is the connection behind it
+            yield con
+        finally:
+            await self._released(pool, con)
+
+    async def mapped(self, error: BaseException) -> CenoteError:
+        """Our error for one of asyncpg's, after doing what it asks for: `raise await db.mapped(error) from
+        error`."""
+        if is_read_only(error):
+            await self.expire()
+        return translated(error)
+
+    async def fetch(self, query: str, *args: object, timeout_ms: float | None = None) -> list[asyncpg.Record]:
+        """All rows."""
+        async with self.connection(timeout_ms=timeout_ms) as con:
+            rows: list[asyncpg.Record] = await con.fetch(query, *args, timeout=_seconds(timeout_ms))
+            return rows
+
+    async def fetchrow(
+        self, query: str, *args: object, timeout_ms: float | None = None
+    ) -> asyncpg.Record | None:
+        """The first row, or None."""
+        async with self.connection(timeout_ms=timeout_ms) as con:
+            return await con.fetchrow(query, *args, timeout=_seconds(timeout_ms))
+
+    async def fetchval(self, query: str, *args: object, timeout_ms: float | None = None) -> Any:
+        """The first column of the first row, or None."""
+        async with self.connection(timeout_ms=timeout_ms) as con:
+            return await con.fetchval(query, *args, timeout=_seconds(timeout_ms))
+
+    async def execute(self, query: str, *args: object, timeout_ms: float | None = None) -> str:
+        """The server's command tag, such as `UPDATE 3`."""
+        async with self.connection(timeout_ms=timeout_ms) as con:
+            return str(await con.execute(query, *args, timeout=_seconds(timeout_ms)))
+
+    async def identity(self) -> SqlIdentity:
+        """The primary's identity; a standby is `UnavailableError`, for it says nothing about the primary."""
+        row = await self.fetchrow(self.queries["identity"])
+        assert row is not None
+        if row["in_recovery"]:
+            await self.expire()
+            raise UnavailableError("PostgreSQL is a standby: it cannot be written to", tier=TIER)
+        return SqlIdentity(row["system_identifier"], row["timeline"])
+
+    async def expire(self) -> None:
+        """Replace every connection by a new one before its next use."""
+        if self._pool is not None:
+            await self._pool.expire_connections()
+
+    async def close(self) -> None:
+        """Close all connections, waiting for running statements at most `ANSWER_TIMEOUT_S`."""
+        self._closed = True
+        async with self._opening:
+            pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await pool.close()
+        except FOREIGN:
+            pool.terminate()
+
+    async def _opened(self) -> Any:
+        if self._pool is not None:
+            return self._pool
+        async with self._opening:
+            if self._closed:
+                raise SetupError("this store is closed", tier=TIER)
+            if self._pool is None:
+                try:
+                    self._pool = await self._new_pool()
+                except FOREIGN as error:
+                    raise translated(error) from error
+        return self._pool
+
+    async def _new_pool(self) -> Any:
+        url = self.config.url.get_secret_value() if self.config.url else ""
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=self.config.pool_min,
+            max_size=self.config.pool_max,
+            max_inactive_connection_lifetime=self.config.idle_timeout_s,
+            connection_class=_Connection,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=ANSWER_TIMEOUT_S,
+            target_session_attrs=None if "target_session_attrs" in url else "read-write",
+            server_settings=SERVER_SETTINGS | {"application_name": self._application_name},
+        )
+        async with pool.acquire() as con:
+            version = con.get_server_version()
+            self.server_version = (version.major, version.minor)
+        return pool
+
+    async def _acquired(self, pool: Any, timeout_ms: float | None) -> Any:
+        limit_s = self.config.acquire_timeout_s
+        if timeout_ms is not None:
+            limit_s = min(limit_s, timeout_ms / 1000)
+        try:
+            async with asyncio.timeout(limit_s):
+                con = await pool.acquire()
+                while time.monotonic() - con._con.opened_at > self.config.max_lifetime_s:
+                    await con.close()  # gives its place back to the pool
+                    con = await pool.acquire()
+                return con
+        except FOREIGN as error:
+            if (
+                isinstance(error, TimeoutError)
+                and pool.get_size() - pool.get_idle_size() >= self.config.pool_max
+            ):
+                raise PoolTimeoutError(
+                    f"all {self.config.pool_max} connections to PostgreSQL stayed in use for {limit_s:g} s",
+                    tier=TIER,
+                    hint="raise sql.pool_max, or hold transactions shorter",
+                ) from error
+            raise translated(error) from error
+
+    async def _released(self, pool: Any, con: Any) -> None:
+        # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error
+        # that is on its way to it, says more than this one.
+        with suppress(*FOREIGN):
+            await pool.release(con, timeout=ANSWER_TIMEOUT_S)
+
+
+def _seconds(timeout_ms: float | None) -> float | None:
+    return None if timeout_ms is None else timeout_ms / 1000

@@ -1,0 +1,49 @@
+-- agents.migrations: what the database has.
+
+-- name: schema_exists
+-- why: see migrate.py.
+-- index: none
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1::text::name)
+
+-- name: relation_exists
+-- why: a database that was never migrated has no table to ask.
+-- index: none
+SELECT to_regclass($1) IS NOT NULL
+
+-- name: create_migrations
+-- why: the first thing a migration needs.
+-- index: none
+CREATE TABLE IF NOT EXISTS {agents}.migrations (
+  number     integer     PRIMARY KEY,
+  name       text        NOT NULL,
+  phase      text        NOT NULL,
+  sha256     text        NOT NULL,
+  applied_at timestamptz NOT NULL DEFAULT now(),
+  applied_by text        NOT NULL DEFAULT current_user
+)
+
+-- name: applied_migrations
+-- why: compared with the files.
+-- index: none
+SELECT number, sha256 FROM {agents}.migrations ORDER BY number
+
+-- name: migration_applied
+-- why: looked at again under the lock.
+-- index: migrations_pkey
+SELECT EXISTS (SELECT FROM {agents}.migrations WHERE number = $1)
+
+-- name: record_migration
+-- why: in the transaction of the migration itself.
+-- index: migrations_pkey
+INSERT INTO {agents}.migrations (number, name, phase, sha256) VALUES ($1, $2, $3, $4)
+
+-- name: schema_min_reader
+-- why: may this code, which knows fewer migrations than the database has, use the schema?
+-- index: meta_pkey
+SELECT value FROM {agents}.meta WHERE name = 'schema_min_reader'
+
+-- name: raise_min_reader
+-- why: never lowered.
+-- index: meta_pkey
+INSERT INTO {agents}.meta AS m (name, value) VALUES ('schema_min_reader', $1)
+ON CONFLICT (name) DO UPDATE SET value = greatest(m.value::int, excluded.value::int)::text

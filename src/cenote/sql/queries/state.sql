@@ -1,0 +1,130 @@
+-- agents.state: written by flushes alone, read by key, by agent, and in key order.
+-- Times travel as microseconds since 1970: `'epoch' + n * interval '1 microsecond'` and the numeric that extract()
+-- gives are exact, a double would not be.
+
+-- name: flush
+-- why: one round trip and one commit per batch. The epoch's row, locked FOR SHARE, is read again after a wait for
+-- why: whoever changed it (EvalPlanQual), so a flush that waited finds no guard and writes nothing (F-inc). EXISTS
+-- why: over the CTE is a one-time filter: the guard is taken before the first row is looked at.
+-- why: This is the lean form, for a batch of one epoch without raw bytes, tombstones, expiry or quarantine.
+-- index: epochs_pkey, state_pkey, flushers_pkey
+WITH guard AS MATERIALIZED (
+  SELECT epoch FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
+), applied AS (
+  INSERT INTO {agents}.state AS s
+         (agent_id, key, value, version, epoch, kv_time, deleted, quarantined, updated_at)
+  SELECT a, k, v::jsonb, r, $8, timestamptz 'epoch' + t * interval '1 microsecond', false, false, now()
+    FROM unnest($3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::bigint[]) AS u (a, k, v, r, t)
+   WHERE EXISTS (SELECT FROM guard)
+  ON CONFLICT (agent_id, key) DO UPDATE
+     SET value = excluded.value, raw = NULL, version = excluded.version, epoch = excluded.epoch,
+         kv_time = excluded.kv_time, deleted = false, quarantined = false, expires_at = NULL,
+         updated_at = excluded.updated_at
+   WHERE (s.epoch, s.version) < (excluded.epoch, excluded.version)
+  RETURNING 1
+), beat AS (
+  INSERT INTO {agents}.flushers AS f
+         (flusher_id, store_id, epoch, high_water, kv_time, committed_at, commits, rows, violations, stats)
+  SELECT $9, $10, $1, $11, timestamptz 'epoch' + $12::bigint * interval '1 microsecond', now(), 1,
+         (SELECT count(*) FROM applied), $13, $14::jsonb
+   WHERE EXISTS (SELECT FROM guard)
+  ON CONFLICT (flusher_id) DO UPDATE
+     SET store_id = excluded.store_id, epoch = excluded.epoch, committed_at = excluded.committed_at,
+         high_water = CASE WHEN f.epoch = excluded.epoch
+                           THEN greatest(f.high_water, excluded.high_water) ELSE excluded.high_water END,
+         kv_time = CASE WHEN f.epoch = excluded.epoch
+                        THEN greatest(f.kv_time, excluded.kv_time) ELSE excluded.kv_time END,
+         commits = f.commits + 1, rows = f.rows + excluded.rows, violations = excluded.violations,
+         stats = coalesce(excluded.stats, f.stats)
+)
+SELECT EXISTS (SELECT FROM guard) AS held,
+       (SELECT count(*) FROM applied) AS applied,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS committed_us
+
+-- name: flush_any
+-- why: as flush, for batches that need all columns.
+-- index: epochs_pkey, state_pkey, flushers_pkey
+WITH guard AS MATERIALIZED (
+  SELECT epoch FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
+), applied AS (
+  INSERT INTO {agents}.state AS s
+         (agent_id, key, value, version, kv_time, epoch, raw, deleted, quarantined, expires_at, updated_at)
+  SELECT a, k, v::jsonb, r, timestamptz 'epoch' + t * interval '1 microsecond', e, b, d, q,
+         timestamptz 'epoch' + x * interval '1 microsecond', now()
+    FROM unnest($3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::bigint[],
+                $8::bigint[], $15::bytea[], $16::boolean[], $17::boolean[], $18::bigint[])
+         AS u (a, k, v, r, t, e, b, d, q, x)
+   WHERE EXISTS (SELECT FROM guard)
+  ON CONFLICT (agent_id, key) DO UPDATE
+     SET value = excluded.value, raw = excluded.raw, version = excluded.version, epoch = excluded.epoch,
+         kv_time = excluded.kv_time, deleted = excluded.deleted, quarantined = excluded.quarantined,
+         expires_at = excluded.expires_at, updated_at = excluded.updated_at
+   WHERE (s.epoch, s.version) < (excluded.epoch, excluded.version)
+  RETURNING 1
+), beat AS (
+  INSERT INTO {agents}.flushers AS f
+         (flusher_id, store_id, epoch, high_water, kv_time, committed_at, commits, rows, violations, stats)
+  SELECT $9, $10, $1, $11, timestamptz 'epoch' + $12::bigint * interval '1 microsecond', now(), 1,
+         (SELECT count(*) FROM applied), $13, $14::jsonb
+   WHERE EXISTS (SELECT FROM guard)
+  ON CONFLICT (flusher_id) DO UPDATE
+     SET store_id = excluded.store_id, epoch = excluded.epoch, committed_at = excluded.committed_at,
+         high_water = CASE WHEN f.epoch = excluded.epoch
+                           THEN greatest(f.high_water, excluded.high_water) ELSE excluded.high_water END,
+         kv_time = CASE WHEN f.epoch = excluded.epoch
+                        THEN greatest(f.kv_time, excluded.kv_time) ELSE excluded.kv_time END,
+         commits = f.commits + 1, rows = f.rows + excluded.rows, violations = excluded.violations,
+         stats = coalesce(excluded.stats, f.stats)
+)
+SELECT EXISTS (SELECT FROM guard) AS held,
+       (SELECT count(*) FROM applied) AS applied,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS committed_us
+
+-- name: read
+-- why: a key that KV no longer holds.
+-- index: state_pkey
+SELECT agent_id, key, value::text AS value, raw, version, epoch,
+       (extract(epoch FROM kv_time) * 1000000)::bigint AS kv_time_us, deleted, quarantined,
+       (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us
+  FROM {agents}.state
+ WHERE agent_id = $1 AND key = $2
+
+-- name: read_many
+-- why: get_many's keys that KV no longer holds.
+-- index: state_pkey
+SELECT agent_id, key, value::text AS value, raw, version, epoch,
+       (extract(epoch FROM kv_time) * 1000000)::bigint AS kv_time_us, deleted, quarantined,
+       (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us
+  FROM {agents}.state
+ WHERE agent_id = $1 AND key = ANY ($2::text[])
+
+-- name: page
+-- why: listing and hydration, a page at a time. A prefix is a range, for the key's collation is "C"; $4 is above
+-- why: every key of the prefix. Only live rows when $6; expiry by the KV server's time $7 where it is given.
+-- index: state_pkey
+SELECT agent_id, key, value::text AS value, raw, version, epoch,
+       (extract(epoch FROM kv_time) * 1000000)::bigint AS kv_time_us, deleted, quarantined,
+       (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us
+  FROM {agents}.state
+ WHERE agent_id = $1 AND key > $2 AND key >= $3 AND key < $4
+   AND (NOT $6::boolean OR (NOT deleted AND (
+         expires_at IS NULL
+         OR expires_at > coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond', now()))))
+ ORDER BY key
+ LIMIT $5
+
+-- name: versions
+-- why: which of these writes are durable: receipts and flush() ask about many keys at once (rule 1).
+-- index: state_pkey
+SELECT s.agent_id, s.key, s.epoch, s.version, (extract(epoch FROM s.kv_time) * 1000000)::bigint AS kv_time_us
+  FROM unnest($1::uuid[], $2::text[]) AS u (a, k)
+  JOIN {agents}.state AS s ON s.agent_id = u.a AND s.key = u.k
+
+-- name: count_rows
+-- why: exact while that is cheap, else what the last vacuum or analyze found.
+-- index: none
+SELECT CASE WHEN pg_relation_size(c.oid) > 32 * 1024 * 1024 AND c.reltuples >= 0 THEN c.reltuples::bigint
+            ELSE (SELECT count(*) FROM {agents}.state)
+        END
+  FROM pg_class AS c
+ WHERE c.oid = '{agents}.state'::regclass

@@ -1,0 +1,135 @@
+"""`agents.state`: the newest version of each key that reached SQL, behind a fence.
+
+SQL is authoritative for what KV no longer holds, and for nothing else. Invariants upheld here: (epoch,
+version) of a row never goes down (I3: the fence in the statement); a batch is applied only under the epoch
+and incarnation it was fetched under (F-inc: the guard); a batch is one commit, with the heartbeat that
+describes it (I8).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from cenote.naming import Names
+from cenote.sql.agents import AgentTable
+from cenote.sql.dead_letters import DeadLetterTable
+from cenote.sql.epochs import EpochTable
+from cenote.sql.pool import Database
+from cenote.sql.rows import Flushed, Guard, Heartbeat, Row, SqlVersion
+
+__all__ = ["Flushed", "Guard", "Heartbeat", "Row", "SqlVersion", "StateTable", "prefix_end"]
+
+_LAST_CHAR: Final = "\U0010ffff"
+_ABOVE_ALL_KEYS: Final = _LAST_CHAR * 501  # 2,004 bytes: a key has at most 2,000
+
+
+class StateTable(EpochTable, DeadLetterTable, AgentTable):
+    """Everything the engine asks of SQL: this class for the rows themselves, its bases for what stands
+    beside them."""
+
+    def __init__(self, db: Database, names: Names) -> None:
+        assert db.names == names, "a Database serves one namespace"
+        super().__init__(db)
+
+    async def flush(self, rows: Sequence[Row], guard: Guard, heartbeat: Heartbeat) -> Flushed | None:
+        """Apply a batch without two rows of one key, in one statement that is its own transaction.
+
+        Repeatable: a row that SQL holds already, or a newer one, is left alone and not counted.
+
+        Returns:
+            None when the guard did not hold: nothing was written, and the batch must be dropped.
+
+        Raises:
+            DataRefused: some row cannot be stored; nothing was written. Bisect.
+            UnavailableError: the commit may have happened. Repeat.
+        """
+        # One order for all flushers, or they deadlock (measured: 5 in 3 s). Code points order like UTF-8
+        # bytes.
+        ordered = sorted(rows, key=lambda row: (row.agent_id.int, row.key))
+        ids, keys, values, raws, versions, epochs, times, deleted, quarantined, expires = zip(
+            *ordered, strict=True
+        )
+        name, extra = "flush", ()  # type: tuple[str, tuple[Any, ...]]
+        epoch: Any = epochs[0]
+        lean = epochs.count(epoch) == raws.count(None) == expires.count(None) == len(rows)
+        if not lean or any(deleted) or any(quarantined):
+            name, extra, epoch = "flush_any", (raws, deleted, quarantined, expires), epochs
+        row = await self.db.fetchrow(
+            self.db.queries[name],
+            guard.epoch,
+            guard.incarnation,
+            ids,
+            keys,
+            values,
+            versions,
+            times,
+            epoch,
+            *heartbeat,
+            *extra,
+        )
+        return _flushed(row)
+
+    async def read(self, agent_id: UUID, key: str) -> Row | None:
+        """One key's row, tombstones included."""
+        found = await self.db.fetchrow(self.db.queries["read"], agent_id, key)
+        return None if found is None else Row(*found)
+
+    async def read_many(self, agent_id: UUID, keys: Sequence[str]) -> list[Row]:
+        """The rows of those keys that have one, in no order, tombstones included."""
+        return [Row(*row) for row in await self.db.fetch(self.db.queries["read_many"], agent_id, keys)]
+
+    async def page(
+        self,
+        agent_id: UUID,
+        after: str | None,
+        prefix: str,
+        limit: int,
+        *,
+        live_only: bool,
+        now_us: int | None = None,
+    ) -> list[Row]:
+        """The next rows in key order.
+
+        Args:
+            agent_id: whose.
+            after: the last key of the page before; None begins.
+            prefix: SQL-escaped, as keys are.
+            limit: rows at most.
+            live_only: without tombstones and expired rows.
+            now_us: what counts as expired; default PostgreSQL's clock.
+        """
+        end = prefix_end(prefix)
+        rows = await self.db.fetch(
+            self.db.queries["page"], agent_id, after or "", prefix, end, limit, live_only, now_us
+        )
+        return [Row(*row) for row in rows]
+
+    async def versions(self, pairs: Iterable[tuple[UUID, str]]) -> dict[tuple[UUID, str], SqlVersion]:
+        """What SQL holds of these (agent, key) pairs, without those it does not hold."""
+        wanted = list(pairs)
+        rows = await self.db.fetch(
+            self.db.queries["versions"], [agent_id for agent_id, _ in wanted], [key for _, key in wanted]
+        )
+        return {(row[0], row[1]): SqlVersion(row[2], row[3], row[4]) for row in rows}
+
+    async def count_rows(self) -> int:
+        """Rows of the table, tombstones included: exact while it is small, else the planner's estimate."""
+        return int(await self.db.fetchval(self.db.queries["count_rows"]))
+
+
+def prefix_end(prefix: str) -> str:
+    """The least string above every legal key that begins with `prefix`, in the order of COLLATE "C"."""
+    kept = prefix.rstrip(_LAST_CHAR)
+    if not kept:
+        return _ABOVE_ALL_KEYS
+    following = ord(kept[-1]) + 1
+    return kept[:-1] + ("\ue000" if following == 0xD800 else chr(following))
+
+
+def _flushed(row: asyncpg.Record | None) -> Flushed | None:
+    assert row is not None
+    held, applied, committed_us = row
+    assert held or applied == 0, "I3: rows were written although the guard did not hold"
+    return Flushed(applied, committed_us) if held else None

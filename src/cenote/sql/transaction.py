@@ -1,0 +1,137 @@
+"""A transaction as a function that may be run more than once.
+
+PostgreSQL ends a transaction with 40001 or 40P01 when running it again may succeed; only the whole function
+can be repeated, never a single statement. A lost COMMIT is the one outcome nobody can know.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from cenote.errors import CenoteError, OutcomeUnknownError, TransactionError, UnavailableError
+from cenote.retry import Backoff
+from cenote.sql.errors import FOREIGN, TIER, translated
+from cenote.sql.pool import Database
+
+T = TypeVar("T")
+
+_ROLLBACK_TIMEOUT_S: Final = 5.0
+
+
+class Isolation(Enum):
+    """PostgreSQL's isolation levels (manual, 13.2)."""
+
+    READ_COMMITTED = "READ COMMITTED"
+    REPEATABLE_READ = "REPEATABLE READ"
+    SERIALIZABLE = "SERIALIZABLE"
+
+
+class Transaction:
+    """What a function given to `transact` talks to. Its methods raise cenote's errors.
+
+    After the first error PostgreSQL refuses all further statements of the transaction; the function's run
+    is over.
+    """
+
+    def __init__(self, db: Database, con: asyncpg.Connection) -> None:
+        self._db = db
+        self._con = con
+        self.failed: CenoteError | None = None
+
+    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """All rows."""
+        rows: list[asyncpg.Record] = await self._run(self._con.fetch, query, *args)
+        return rows
+
+    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+        """The first row, or None."""
+        return await self._run(self._con.fetchrow, query, *args)
+
+    async def fetchval(self, query: str, *args: object) -> Any:
+        """The first column of the first row, or None."""
+        return await self._run(self._con.fetchval, query, *args)
+
+    async def execute(self, query: str, *args: object, timeout_ms: float | None = None) -> str:
+        """The server's command tag, such as `UPDATE 3`. Without arguments, several statements may be
+        given."""
+        timeout = None if timeout_ms is None else timeout_ms / 1000
+        return str(await self._run(self._con.execute, query, *args, timeout=timeout))
+
+    async def executemany(self, query: str, args: list[tuple[object, ...]]) -> None:
+        """Run the query once for each tuple."""
+        await self._run(self._con.executemany, query, args)
+
+    async def _run(self, method: Callable[..., Awaitable[Any]], *args: object, **options: object) -> Any:
+        try:
+            return await method(*args, **options)
+        except FOREIGN as error:
+            self.failed = await self._db.mapped(error)
+            raise self.failed from error
+
+
+async def transact(
+    db: Database,
+    fn: Callable[[Transaction], Awaitable[T]],
+    *,
+    isolation: Isolation = Isolation.REPEATABLE_READ,
+    deadline_ms: float | None = None,
+) -> T:
+    """Run `fn(tx)` and commit; on 40001 and 40P01 run it again, until it succeeds or the deadline is near.
+
+    `fn` must have no effects outside of the transaction. An exception of its own rolls back and propagates.
+
+    Raises:
+        TransactionError: the deadline is spent; `.attempts` and `.elapsed_ms` tell how hard it was tried.
+        OutcomeUnknownError: the connection was lost during COMMIT.
+        UnavailableError: PostgreSQL went away earlier; nothing was written.
+    """
+    backoff = Backoff(db.retry, db.retry.deadline_ms if deadline_ms is None else deadline_ms)
+    while True:
+        try:
+            return await _attempt(db, fn, isolation, backoff.left_ms)
+        except TransactionError as error:
+            await backoff.pause(error)
+
+
+async def _attempt(
+    db: Database, fn: Callable[[Transaction], Awaitable[T]], isolation: Isolation, left_ms: float
+) -> T:
+    async with db.lent(timeout_ms=left_ms, strange=True) as con:
+        tx = Transaction(db, con)
+        try:
+            await tx.execute(f"BEGIN ISOLATION LEVEL {isolation.value}")
+            result = await fn(tx)
+            if (
+                tx.failed is not None
+            ):  # `fn` swallowed it; PostgreSQL would answer COMMIT with a silent rollback
+                raise tx.failed
+        except BaseException:
+            await _roll_back(con)
+            raise
+        await _commit(con)
+        return result
+
+
+async def _commit(con: asyncpg.Connection) -> None:
+    try:
+        tag = await con.execute("COMMIT")
+    except FOREIGN as error:
+        ours = translated(error)
+        if isinstance(ours, UnavailableError):
+            raise OutcomeUnknownError(
+                "the connection was lost during COMMIT: it may or may not have happened", tier=TIER
+            ) from error
+        raise ours from error
+    assert tag == "COMMIT", f"PostgreSQL answered COMMIT with {tag}"
+
+
+async def _roll_back(con: asyncpg.Connection) -> None:
+    """End the transaction; what led here says more than any error on the way."""
+    try:
+        async with asyncio.timeout(_ROLLBACK_TIMEOUT_S):
+            await con.execute("ROLLBACK")
+    except FOREIGN:
+        con.terminate()
