@@ -142,7 +142,7 @@ def _options(
     options: dict[str, Any] = {"tls": tls} if tls is not None else {}
     wants_tls = server.scheme == "tls" or tls is not None
     user = unquote(server.username) if server.username else config.user
-    password = unquote(server.password) if server.password else _plain(config.password)
+    password = unquote(server.password) if server.password else plain(config.password)
 
     def secret() -> str:
         # nats-py asks for it after INFO: a server (or someone between) that offers no TLS must not learn it.
@@ -161,7 +161,8 @@ def _options(
     return options
 
 
-def _plain(secret: Any) -> str | None:
+def plain(secret: Any) -> str | None:
+    """The text of a setting that may be kept as a secret."""
     text = secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
     return str(text) if text else None
 

@@ -53,11 +53,15 @@ class StreamFull(JsError, BackpressureError):
 
 
 class JsUnavailable(JsError, UnavailableError):
-    """JetStream cannot serve now (election, offline stream, no resources); nothing was accepted."""
+    """JetStream cannot serve now (election, offline stream); nothing was accepted."""
 
 
-class NoSpace(JsUnavailable):
+class NoSpace(JsError, UnavailableError):
     """The server or the account has no room for more."""
+
+
+class TooManyResults(JsError):
+    """The read matches more entries than the server gives in one answer (1,024)."""
 
 
 class JsNotFound(JsError):

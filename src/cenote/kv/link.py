@@ -12,7 +12,7 @@ import logging
 import secrets
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult
 
 from nats.aio.client import Client
@@ -21,9 +21,10 @@ from nats.errors import Error, UnexpectedEOF
 from cenote import limits
 from cenote.errors import CenoteError, RejectedError, SetupError, UnavailableError
 from cenote.kv.clock import ServerClock, parse_time_us
-from cenote.kv.dial import CONNECT_TIMEOUT_S, Connection, dial, hang_up, servers, tls_context
-from cenote.kv.errors import AnswerLost, NoResponders, NotSent, js_error
+from cenote.kv.dial import CONNECT_TIMEOUT_S, Connection, dial, hang_up, plain, servers, tls_context
+from cenote.kv.errors import NotSent, js_error
 from cenote.kv.lane import Handler
+from cenote.kv.mux import Multiplexer, Reply
 
 if TYPE_CHECKING:
     from cenote.config import KvConfig
@@ -33,14 +34,6 @@ _CLOSED = "the link was closed"
 _SWEEP_S = 0.05  # how late a timeout may be
 _RETRY_S = (0.1, 0.15, 0.25, 0.25, 0.5)  # between rounds over all servers; the last one repeats
 _log = logging.getLogger("cenote.kv")
-
-
-class Reply(NamedTuple):
-    """An answer: header is b"" or the block from "NATS/1.0" to the blank line."""
-
-    header: bytes
-    payload: bytes
-    generation: int
 
 
 class Subscription:
@@ -72,8 +65,6 @@ class Link:
         self._servers: list[SplitResult] = []
         self._tls: ssl.SSLContext | None = None
         self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}"
-        self._reply_prefix = f" {self._inbox}.".encode()
-        self._token_at = len(self._inbox) + 1
         self.generation = 0
         self.connected = False
         self.server_id = ""
@@ -85,8 +76,6 @@ class Link:
         self._connection: Connection | None = None
         self._subscriptions: dict[int, Subscription] = {}
         self._sids = _INBOX_SID
-        self._tokens = 0
-        self._waiting: dict[bytes, tuple[asyncio.Future[Reply], float]] = {}
         self._down = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._denied: list[str] = []
@@ -105,7 +94,8 @@ class Link:
             UnavailableError: no server can be reached; nothing keeps running.
         """
         self._loop = asyncio.get_running_loop()
-        self._servers, self._tls = servers(self._config.url or ""), tls_context(self._config)
+        self._mux = Multiplexer(self._inbox, self._loop)
+        self._servers, self._tls = servers(plain(self._config.url) or ""), tls_context(self._config)
         await self._connect_once()
         self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._sweep())]
 
@@ -145,7 +135,7 @@ class Link:
         nc, road = connection.nc, connection.road
         self._connection, self._denied = connection, []
         self._down.clear()
-        road.subscribe(_INBOX_SID, self._inbox + ".*", self._on_reply)
+        road.subscribe(_INBOX_SID, self._inbox + ".*", self._mux.on_message)
         for subscription in self._subscriptions.values():
             road.subscribe(subscription.sid, subscription.subject, subscription.handler)
         try:
@@ -156,6 +146,7 @@ class Link:
             await hang_up(nc)
             raise
         self.generation += 1
+        self._mux.generation = self.generation
         self.server_version, self.max_payload = connection.server_version, connection.max_payload
         # Unknown is treated as new: a server start must never be missed (F-gen).
         self.server_id = connection.server_id or f"unknown-{self.generation}"
@@ -215,10 +206,7 @@ class Link:
         was_connected, self.connected = self.connected, False
         self._out.clear()
         self._out_bytes = 0
-        waiting, self._waiting = self._waiting, {}
-        for future, _ in waiting.values():
-            if not future.done():
-                future.set_exception(AnswerLost(f"the answer was lost: {why}", tier="DISTRIBUTED_KV"))
+        self._mux.fail_all(why)
         if was_connected:
             _log.log(logging.INFO if why == _CLOSED else logging.WARNING, "disconnected from NATS: %s", why)
             _call_all(self.on_disconnect)
@@ -229,12 +217,7 @@ class Link:
             await asyncio.sleep(_SWEEP_S)
             if self._connection is not None and not self._connection.nc.is_connected:
                 self._lost(self._connection.nc, "the connection broke or the server stopped answering")
-            now = self._loop.time()
-            overdue = [token for token, (_, deadline) in self._waiting.items() if deadline <= now]
-            for token in overdue:
-                future, _ = self._waiting.pop(token)
-                if not future.done():
-                    future.set_exception(AnswerLost("no answer in time", tier="DISTRIBUTED_KV"))
+            self._mux.sweep()
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -249,16 +232,24 @@ class Link:
             NotSent: not connected, or the write buffer is full; nothing was sent.
             RejectedError: too long for the server.
         """
+        token = self._mux.token()
+        self._send_request(subject, token, header, payload)
+        return self._mux.wait(token, timeout_ms)
+
+    def request_many(
+        self, subject: bytes | str, payload: bytes, timeout_ms: int
+    ) -> asyncio.Future[list[Reply]]:
+        """The same for a request with many answers, of which the last is a status ("NATS/1.0 204 EOB" …)."""
+        token = self._mux.token()
+        self._send_request(subject, token, b"", payload)
+        return self._mux.gather(token, timeout_ms)
+
+    def _send_request(self, subject: bytes | str, token: bytes, header: bytes, payload: bytes) -> None:
         if not self.connected:
             raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
-        if len(self._waiting) >= limits.IN_FLIGHT_MAX:
+        if len(self._mux) >= limits.IN_FLIGHT_MAX:
             raise NotSent("too many requests in flight", tier="DISTRIBUTED_KV")
-        self._tokens += 1
-        token = b"%x" % self._tokens
-        self._write(self._frame(subject, self._reply_prefix + token, header, payload))
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting[token] = (future, self._loop.time() + timeout_ms / 1000)
-        return future
+        self._write(self._frame(subject, self._mux.prefix + token, header, payload))
 
     def send(self, subject: bytes | str, reply: bytes, payload: bytes, header: bytes = b"") -> None:
         """Publish without an answer. Raises NotSent, RejectedError."""
@@ -317,15 +308,6 @@ class Link:
             self._out.clear()
             self._out_bytes = 0
 
-    def _on_reply(self, subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
-        entry = self._waiting.pop(subject[self._token_at :], None)
-        if entry is None or entry[0].done():
-            return
-        if not payload and header.startswith(b"NATS/1.0 503"):
-            entry[0].set_exception(NoResponders("nobody serves this request now", tier="DISTRIBUTED_KV"))
-        else:
-            entry[0].set_result(Reply(header, payload, self.generation))
-
     async def api(
         self, subject: str, body: dict[str, Any] | None = None, timeout_ms: int | None = None
     ) -> dict[str, Any]:
@@ -344,6 +326,11 @@ class Link:
         if "ts" in answer:
             self.learn_time(answer["ts"])
         return answer
+
+    def new_inbox(self) -> str:
+        """A subject below this link's own inbox, for a subscription that takes many answers."""
+        self._sids += 1
+        return f"{self._inbox}.sub.{self._sids}"
 
     # --- subscriptions -----------------------------------------------------------------------------
 

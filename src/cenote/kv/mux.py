@@ -1,0 +1,114 @@
+"""Which answer belongs to which request: one wildcard inbox, one dict, one sweeper for all timeouts.
+
+nats-py makes a subscription wake-up, a random name, a timer and a message object for each request; here a
+request costs one future and one dict entry.
+"""
+
+import asyncio
+from typing import NamedTuple
+
+from cenote.errors import CenoteError
+from cenote.kv.errors import AnswerLost, NoResponders
+
+_STATUS = b"NATS/1.0 "  # a header that begins so is a status of the server, "NATS/1.0\r\n" begins a message
+_NO_RESPONDERS = b"NATS/1.0 503"
+
+
+class Reply(NamedTuple):
+    """An answer: header is b"" or the block from "NATS/1.0" to the blank line."""
+
+    header: bytes
+    payload: bytes
+    generation: int
+
+
+class _Gathering(NamedTuple):
+    future: asyncio.Future[list[Reply]]
+    deadline: float
+    parts: list[Reply]
+
+
+class Multiplexer:
+    """Every future handed out ends: by its answer, by `sweep` or by `fail_all`."""
+
+    def __init__(self, inbox: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.prefix = f" {inbox}.".encode()
+        self.generation = 0
+        self._at = len(inbox) + 1
+        self._loop = loop
+        self._count = 0
+        self._waiting: dict[bytes, tuple[asyncio.Future[Reply], float]] = {}
+        self._gathering: dict[bytes, _Gathering] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._gathering)
+
+    def token(self) -> bytes:
+        """The last part of a fresh reply subject; `prefix` goes before it."""
+        self._count += 1
+        return b"%x" % self._count
+
+    def wait(self, token: bytes, timeout_ms: int) -> asyncio.Future[Reply]:
+        """The future answer of a request just sent with this token."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._waiting[token] = (future, self._loop.time() + timeout_ms / 1000)
+        return future
+
+    def gather(self, token: bytes, timeout_ms: int) -> asyncio.Future[list[Reply]]:
+        """All answers of a request just sent, up to and with the server's closing status."""
+        future: asyncio.Future[list[Reply]] = self._loop.create_future()
+        self._gathering[token] = _Gathering(future, self._loop.time() + timeout_ms / 1000, [])
+        return future
+
+    def on_message(self, subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
+        token = subject[self._at :]
+        entry = self._waiting.pop(token, None)
+        if entry is None:
+            self._on_part(token, header, payload)
+        elif entry[0].done():
+            pass  # the caller has gone
+        elif not payload and header.startswith(_NO_RESPONDERS):
+            entry[0].set_exception(_nobody())
+        else:
+            entry[0].set_result(Reply(header, payload, self.generation))
+
+    def _on_part(self, token: bytes, header: bytes, payload: bytes) -> None:
+        entry = self._gathering.get(token)
+        if entry is None:
+            return
+        entry.parts.append(Reply(header, payload, self.generation))
+        if not header.startswith(_STATUS):
+            return
+        del self._gathering[token]
+        if entry.future.done():
+            return
+        if header.startswith(_NO_RESPONDERS):
+            entry.future.set_exception(_nobody())
+        else:
+            entry.future.set_result(entry.parts)
+
+    def sweep(self) -> None:
+        """Fail what waits beyond its deadline."""
+        now = self._loop.time()
+        for token in [token for token, (_, deadline) in self._waiting.items() if deadline <= now]:
+            _fail(self._waiting.pop(token)[0], "no answer in time")
+        for token in [token for token, entry in self._gathering.items() if entry.deadline <= now]:
+            _fail(self._gathering.pop(token).future, "no complete answer in time")
+
+    def fail_all(self, why: str) -> None:
+        """The connection is gone: no answer can come any more."""
+        waiting, self._waiting = self._waiting, {}
+        gathering, self._gathering = self._gathering, {}
+        for future, _ in waiting.values():
+            _fail(future, why)
+        for entry in gathering.values():
+            _fail(entry.future, why)
+
+
+def _fail(future: asyncio.Future[Reply] | asyncio.Future[list[Reply]], why: str) -> None:
+    if not future.done():
+        future.set_exception(AnswerLost(f"the answer was lost: {why}", tier="DISTRIBUTED_KV"))
+
+
+def _nobody() -> CenoteError:
+    return NoResponders("nobody serves this request now", tier="DISTRIBUTED_KV")

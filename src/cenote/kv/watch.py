@@ -1,0 +1,34 @@
+"""The feed of what is written: each stored entry once more as a core message, at most once.
+
+Core messages can be lost (slow reader, reconnect). A listener finds a gap of one key by its last sequence,
+and the loss of the newest entries by asking the leader for the stream's last sequence (rule 10).
+"""
+
+from collections.abc import Callable
+
+from cenote.kv.link import Link
+from cenote.kv.message import last_value, server_lines
+from cenote.naming import AGENT_STATE, Names
+
+OnEntry = Callable[[bytes, int, int, int, bytes, bytes], None]
+"""Takes subject, sequence, the subject's sequence before it (0: none), time (µs), header and payload."""
+
+
+class Feed:
+    """Entries of AGENT_STATE as they are stored, while connected.
+
+    subset: agent and key tokens with wildcards, ">" for all.
+    """
+
+    def __init__(self, link: Link, names: Names, on_entry: OnEntry, *, subset: str = ">") -> None:
+        self._on_entry = on_entry
+        self._subscription = link.subscribe(names.republished(AGENT_STATE) + subset, self._on_frame)
+
+    def close(self) -> None:
+        """No entry is handed over after this."""
+        self._subscription.close()
+
+    def _on_frame(self, _subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
+        subject, sequence, time_us = server_lines(header)
+        last = last_value(header, b"Nats-Last-Sequence: ")
+        self._on_entry(subject, sequence, int(last or 0), time_us, header, payload)
