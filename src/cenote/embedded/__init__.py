@@ -7,7 +7,7 @@ files say what was promised (`nats/clean`: the store is complete); state.json on
 """
 
 from cenote.embedded.control import Stopped, inspect, stop
-from cenote.embedded.lifecycle import NatsAddress, Recover
+from cenote.embedded.needs import NatsAddress, Recover
 from cenote.embedded.servers import Servers, acquire
 from cenote.embedded.state import TEMPORARY
 

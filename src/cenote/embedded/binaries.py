@@ -4,6 +4,7 @@ The wheels are taken as bags of files: their Python code never runs (embedded-po
 opens up parent directories when it runs as root).
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -68,7 +69,12 @@ def postgres(override: str | Path | None, account: Account | None) -> Postgres:
             continue
         try:
             found = Postgres(place, _postgres_version(place, account))
-        except PermissionError:
+        except PermissionError as error:
+            if account is not None and error.errno == errno.EPERM:
+                raise ServerStartError(
+                    f"PostgreSQL refuses to run as root, and this process may not become uid {account.uid}",
+                    hint="allow it (CAP_SETUID and CAP_SETGID), run as another user, or give sql=URL",
+                ) from error
             # only root drops to an account, which may then be shut out: a venv below root's home
             if place != wheel:
                 raise ServerStartError(

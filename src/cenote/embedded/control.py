@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from cenote.embedded.locks import close_lock, exclusive, open_lock, try_lock
 from cenote.embedded.process import alive, holders
-from cenote.embedded.servers import describe, explained, stopper
+from cenote.embedded.servers import describe, stopper
 from cenote.embedded.state import DataDir, Name
+from cenote.embedded.trouble import explained
 from cenote.embedded.waiting import blocking
 
 

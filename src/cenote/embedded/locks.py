@@ -12,9 +12,15 @@ import contextlib
 import fcntl
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+from cenote.embedded import process
+from cenote.embedded.waiting import blocking
+from cenote.errors import ServerStartError
+from cenote.limits import SERVER_RESTART_S
 
 _held: set[int] = set()
 
@@ -58,6 +64,39 @@ async def exclusive(path: Path) -> AsyncIterator[None]:
         yield
     finally:
         close_lock(descriptor)
+
+
+@contextlib.asynccontextmanager
+async def server_lock(path: Path, *programs: str) -> AsyncIterator[int]:
+    """Hold a server's lock until a new server has inherited it.
+
+    It is free as soon as the old server and its children are gone. Those of a killed postmaster take a
+    moment; a server that state.json does not know (its starter was killed in between) is told to stop.
+
+    Raises:
+        ServerStartError: somebody keeps the lock, and it is none of these programs, or out of our sight.
+    """
+    descriptor = open_lock(path)
+    try:
+        if not await lock(descriptor, fcntl.LOCK_EX, 1):
+            await _evict(path, descriptor, programs)
+        yield descriptor
+    finally:
+        close_lock(descriptor)
+
+
+async def _evict(path: Path, descriptor: int, programs: tuple[str, ...]) -> None:
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        for pid in await blocking(process.holders, path):
+            if pid != os.getpid() and (process.program_of(pid) or "").startswith(programs):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        if await lock(descriptor, fcntl.LOCK_EX, SERVER_RESTART_S):
+            return
+    raise ServerStartError(
+        f"another server still uses {path.parent}",
+        hint=f"end the process that holds {path}; it may run in another container",
+    )
 
 
 def _close_in_child() -> None:

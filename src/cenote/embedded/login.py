@@ -28,12 +28,15 @@ def dsn(state: State) -> str:
 async def log_in(state: State, running: Process, seconds: float) -> str | None:
     """Wait until the server takes our role, which is made when need be: its version, None when it does not
     answer."""
-    deadline = time.monotonic() + seconds
+    deadline, is_set_up = time.monotonic() + seconds, False
     while await blocking(alive, running) and time.monotonic() < deadline:
         try:
             return await _version(state)
         except _UNKNOWN:
+            if is_set_up:
+                return None
             await _set_up(state)
+            is_set_up = True
         except asyncpg.TooManyConnectionsError:
             return ""  # it lives and knows us
         except (OSError, TimeoutError, asyncpg.PostgresError):  # in recovery, or not listening yet

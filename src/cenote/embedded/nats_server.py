@@ -86,7 +86,7 @@ class Nats:
 
     def stop(self, running: Process) -> bool:
         """Stop it; whether it went gracefully, by its own last words."""
-        since = self.log.stat().st_size if self.log.exists() else 0
+        since = process.size(self.log)
         gone = process.stop(running, [(signal.SIGINT, SERVER_STOP_S), (signal.SIGKILL, 5)])
         if not gone or not self.log.exists():
             return False

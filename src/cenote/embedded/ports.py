@@ -30,6 +30,11 @@ def choose(kept: int, patience_s: float = 2) -> int:
     raise ServerStartError(f"no free port from {EMBEDDED_PORT_MIN} to {EMBEDDED_PORT_MAX} on 127.0.0.1")
 
 
+def was_taken(words: str) -> bool:
+    """Whether a server's last words say that somebody was faster in taking its port."""
+    return "ddress already in use" in words
+
+
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do

@@ -21,6 +21,7 @@ from cenote.embedded.account import Account
 from cenote.embedded.binaries import Postgres
 from cenote.embedded.process import CLEAN_ENVIRONMENT, Process, Spawn, drop
 from cenote.embedded.state import DataDir
+from cenote.embedded.trouble import hint_for
 from cenote.errors import ServerStartError
 from cenote.limits import MIB, SERVER_START_S, SERVER_STOP_S
 
@@ -186,13 +187,4 @@ def _run(
     )
     if answer.returncode != 0:
         words = (answer.stderr or answer.stdout).strip()
-        raise ServerStartError(f"{Path(command[0]).name} failed: {words}", hint=space_hint(words))
-
-
-def space_hint(words: str) -> str | None:
-    """What to do about the commonest reason that a server gives."""
-    if "No space left" in words:
-        return "the disk is full: free some space, or give another data_dir"
-    if "Read-only file system" in words:
-        return "give a data_dir that can be written"
-    return None
+        raise ServerStartError(f"{Path(command[0]).name} failed: {words}", hint=hint_for(words))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cenote.embedded.account import Account
+from cenote.limits import SERVER_LOG_BYTES_MAX
 
 CLEAN_ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
 _LINUX = sys.platform.startswith("linux")
@@ -125,10 +126,21 @@ def tail(log: Path, since: int = 0, lines: int = 8) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
+def size(log: Path) -> int:
+    """Where a server that starts now begins to write."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def rotate(log: Path) -> None:
+    """Put a long log aside; one old one is kept."""
+    if size(log) > SERVER_LOG_BYTES_MAX:
+        log.replace(log.with_name(log.name + ".1"))
+
+
 def _began(pid: int) -> str | None:
     """When a live process began, as the system tells it; None when there is none or only its zombie."""
     if not _LINUX:
-        state, _, began = (_ps(pid, "stat=,lstart=") or "Z").partition(" ")
+        state, _, began = (_ps(pid, "stat=", "lstart=") or "Z").partition(" ")
         return None if state.startswith("Z") else began.strip()
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -145,14 +157,10 @@ def _boot() -> str:
         return ""  # gVisor and the like have none; the ticks alone must do
 
 
-def _ps(pid: int, columns: str) -> str | None:
-    answer = subprocess.run(
-        ["/bin/ps", "-p", str(pid), "-o", columns],
-        capture_output=True,
-        text=True,
-        env=CLEAN_ENVIRONMENT,
-        check=False,
-    )
+def _ps(pid: int, *columns: str) -> str | None:
+    options = [option for column in columns for option in ("-o", column)]
+    command = ["/bin/ps", "-p", str(pid), *options]
+    answer = subprocess.run(command, capture_output=True, text=True, env=CLEAN_ENVIRONMENT, check=False)
     return answer.stdout.strip() or None
 
 

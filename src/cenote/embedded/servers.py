@@ -6,25 +6,25 @@ watches them: whoever first sees one dead restarts it, on the same port and with
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import logging
 import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cenote.embedded import nats_server
-from cenote.embedded.lifecycle import Lifecycle, NatsAddress, Needs, Recover
+from cenote.embedded.lifecycle import Lifecycle
 from cenote.embedded.locks import close_lock, exclusive, lock, open_lock, try_lock
 from cenote.embedded.login import dsn
+from cenote.embedded.needs import NatsAddress, Needs, Recover
 from cenote.embedded.process import alive
 from cenote.embedded.state import TEMPORARY, TEMPORARY_PREFIX, DataDir, Name, State
+from cenote.embedded.trouble import explained
 from cenote.embedded.waiting import blocking, settle
-from cenote.errors import ServerStartError
+from cenote.errors import CenoteError, ServerStartError
 from cenote.limits import (
     SERVER_RESTART_DELAY_MS_MAX,
     SERVER_RESTART_DELAY_MS_MIN,
@@ -115,6 +115,9 @@ class Servers:
             except ServerStartError as error:
                 self._trouble = str(error)
                 log.error("cannot restart an embedded server: %s", error)
+            except Exception:
+                self._trouble = "the watch failed, see the log"
+                log.exception("cannot look after the embedded servers")
             else:
                 self._trouble, healthy_since = None, time.monotonic()
 
@@ -184,7 +187,7 @@ async def acquire(
             async with exclusive(directory.start_lock):
                 state = await lifecycle.ensure()
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError, CenoteError):  # the first error is the one to tell
                 await settle(_leave(directory, lifecycle, lease))
             raise
     servers = Servers(directory, needs, lifecycle, lease, state)
@@ -196,7 +199,11 @@ async def sweep() -> None:
     """Stop and remove what killed users of temporary directories left behind; never one that is in use."""
     for directory in await blocking(_temporary_directories):
         with contextlib.suppress(OSError):
-            await _leave(directory, stopper(directory), open_lock(directory.users_lock))
+            lease = open_lock(directory.users_lock)
+            if try_lock(lease, fcntl.LOCK_EX):
+                await _leave(directory, stopper(directory), lease)
+            else:
+                close_lock(lease)
 
 
 def _temporary_directories() -> list[DataDir]:
@@ -205,7 +212,7 @@ def _temporary_directories() -> list[DataDir]:
     for path in paths:
         with contextlib.suppress(OSError):
             directory = DataDir(path.parent)
-            state = directory.load() if path.stat().st_uid == os.geteuid() else None
+            state = directory.load() if path.parent.lstat().st_uid == os.geteuid() else None
             if state is not None and state.temporary:
                 found.append(directory)
     return found
@@ -257,23 +264,6 @@ def describe(directory: DataDir, state: State, names: list[Name]) -> dict[str, A
         "temporary": state.temporary,
         **servers,
     }
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say what the operating system's errors mean for a data directory."""
-    hints = {
-        errno.ENOSPC: "the disk is full: free some space, or give another data_dir",
-        errno.EDQUOT: "the disk quota is used up: free some space, or give another data_dir",
-    }
-    try:
-        yield
-    except OSError as error:
-        what = f"{error.filename or path}: {error.strerror or error}"
-        raise ServerStartError(
-            f"the data directory {path} cannot be used: {what}",
-            hint=hints.get(error.errno or 0, "give a data_dir that can be written"),
-        ) from error
 
 
 def _summary(info: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from cenote.errors import ServerStartError
 
 TEMPORARY = ":temporary:"
 TEMPORARY_PREFIX = "cenote-"
+_NAMES = {"start.lock", "users.lock", "state.json", "nats", "postgres"}
 Name = Literal["nats", "postgres"]
 Phase = Literal["starting", "recovery", "public"]
 
@@ -35,6 +37,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     started_at: str  # UTC, ISO 8601
     owner: int  # pid of the process that started it
+
+    @classmethod
+    def born(cls, process: Process, port: int, phase: Phase) -> "Server":
+        """A server that we have just started."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return cls(process=process, port=port, phase=phase, started_at=now, owner=os.getpid())
 
     def opened(self, version: str) -> "Server":
         """The same server, ready for clients."""
@@ -96,7 +104,7 @@ class DataDir:
                 f"{self.path} belongs to uid {owner}, this process runs as uid {os.geteuid()}",
                 hint="run as that user, or give another data_dir",
             )
-        if names and not names & {"start.lock", "state.json"}:
+        if names - _NAMES and not names & {"start.lock", "state.json"}:
             raise ServerStartError(
                 f"{self.path} is neither empty nor a data directory of cenote", hint="give another data_dir"
             )
@@ -105,12 +113,18 @@ class DataDir:
             directory.mkdir(mode=0o700, exist_ok=True)
 
     def load(self) -> State | None:
-        """The state, None when there is none or it cannot be read (then passwords are made anew)."""
+        """The state, None when there is none or it cannot be read (then passwords are made anew).
+
+        Raises:
+            ServerStartError: a newer cenote wrote it.
+        """
         try:
             state = msgspec.json.decode(self.state_file.read_bytes(), type=State)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-        return state if state.format == 1 else None
+        if state.format != 1:
+            raise ServerStartError(f"{self.state_file} was written by a newer cenote", hint="upgrade cenote")
+        return state
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
