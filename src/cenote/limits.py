@@ -21,7 +21,9 @@ VALUE_DEPTH_MAX: Final = 200  # deepest nesting; jsonb's parser gives up between
 INT_DIGITS_MAX: Final = 4_000  # longest integer; CPython refuses to parse more than 4,300 digits
 COMPRESS_BYTES_MIN: Final = 32 * KIB  # smaller bodies are stored plain
 INLINE_BYTES_MAX: Final = 512 * KIB  # largest body inside one KV entry, after compression
+JSONB_BYTES_MAX: Final = 64 * MIB  # a larger text has no jsonb projection; an object in jsonb ends at 256 MB
 VALUE_BYTES_MAX: Final = 64 * MIB  # largest encoded value, before compression
+JSONB_BYTES_MAX: Final = 16 * MIB  # larger ones are in SQL as bytes only; jsonb ends at 256 MiB, 6 for 1 of `0,0,`
 PAYLOAD_BYTES_MAX: Final = MIB  # nats-server's default max_payload, headers included
 TTL_S_MAX: Final = 100 * 365 * 86_400  # longest per-entry time to live: a century
 
@@ -41,6 +43,8 @@ REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips 
 
 # --- queues and batches --------------------------------------------------------------------------------------
 MULTI_GET_SUBJECTS_MAX: Final = 1_024  # nats-server answers 413 above it
+PUT_MANY_WINDOW: Final = 1_000  # writes of one put_many in flight at a time
+FOREIGN_FLUSHER_S: Final = 10  # a flusher that committed so lately is alive (flow rule 8)
 HYDRATE_PAGE_KEYS: Final = 1_000  # keys of one hydration page
 LIST_PAGE_KEYS: Final = 1_000  # keys of one listing page
 PULL_BYTES_MAX: Final = 16 * MIB  # bytes of undelivered entries one flusher asks for at a time
