@@ -1,0 +1,16 @@
+"""The public face, written down: a name that comes or goes is a decision, and an entry in CHANGELOG.md."""
+
+import cenote
+
+FACE: set[str] = set()
+NAMES_MAX = 30
+
+
+def test_the_face_is_what_we_promise() -> None:
+    assert set(getattr(cenote, "__all__", ())) == FACE
+
+
+def test_the_face_is_small_and_real() -> None:
+    assert len(FACE) <= NAMES_MAX
+    assert not [name for name in FACE if not hasattr(cenote, name)]
+    assert not [name for name in FACE if name.startswith("_")]
