@@ -14,8 +14,9 @@ ROUNDS ?= 20
 SEED ?=
 ARGS ?=
 
+USUAL := not judge and not campaign
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help demo test judge check format bench faults lock clean venv venv-run
 
@@ -32,15 +33,15 @@ demo: venv-run ## watch a swarm survive kill -9 of its workers and of both serve
 	@$(BIN)/cenote demo $(ARGS)
 
 test: check ## every check and every test, on real servers (judge tests apart)
-	@$(if $(strip $(PARALLEL)),$(PYTEST) -n 2 -m 'not judge' $(ARGS) $(addprefix tests/,$(PARALLEL)))
-	@$(if $(filter-out $(PARALLEL),$(ROOMS)),$(PYTEST) -m 'not judge' $(ARGS) \
+	@$(if $(strip $(PARALLEL)),$(PYTEST) -n 2 -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(PARALLEL)))
+	@$(if $(filter-out $(PARALLEL),$(ROOMS)),$(PYTEST) -m '$(USUAL)' $(ARGS) \
 	  $(addprefix tests/,$(filter-out $(PARALLEL),$(ROOMS))))
 
 judge: venv ## the long tests, and the integration rooms again on another PostgreSQL
 	@echo 'judge: tests marked judge'
 	@$(PYTEST) -m judge $(ARGS) tests
 	@echo 'judge: $(JUDGE_ROOMS) on $(JUDGE_POSTGRES_BIN)'
-	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) $(PYTEST) -m 'not judge' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
+	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) $(PYTEST) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
 
 check: venv ## format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo 'make format puts this right'; exit 1; }
@@ -56,7 +57,7 @@ bench: venv ## the speed table: ours against the bare drivers, interleaved in on
 	@$(BIN)/cenote bench $(ARGS)
 
 faults: venv ## random fault campaigns: ROUNDS=20 SEED=… (a failure names the seed that repeats it)
-	@CENOTE_FAULT_ROUNDS=$(ROUNDS) CENOTE_FAULT_SEED=$(SEED) $(PYTEST) -s -m campaign --timeout=0 $(ARGS) tests/crash
+	@FAULT_ROUNDS=$(ROUNDS) FAULT_SEED=$(SEED) $(PYTEST) -s -m campaign --timeout=0 $(ARGS) tests/crash
 
 lock: ## resolve the dependencies of pyproject.toml anew into requirements/*.txt
 	@PYTHON='$(PYTHON)' scripts/lock.sh
