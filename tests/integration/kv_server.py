@@ -1,5 +1,6 @@
 """A private nats-server for the tests of the kv room: 127.0.0.1, a free port, a directory of its own."""
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -9,8 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+
+import pytest
+
+from cenote.config import Config, KvConfig
+from cenote.kv.link import Link
 
 USER = "cenote"
 
@@ -86,3 +92,31 @@ def running(directory: Path, extra: str = "") -> Iterator[KvServer]:
         yield server
     finally:
         server.stop()
+
+
+def config(server: KvServer, **changes: object) -> KvConfig:
+    """The `kv` section for this server."""
+    settings: dict[str, object] = {"url": server.url, "user": USER, "password": server.password}
+    return Config(kv=settings | changes).kv  # type: ignore[arg-type]  # pydantic turns the dict into the section
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[KvServer]:
+    with running(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture(params=[True, False], ids=["fast lane", "public road"])
+async def link(server: KvServer, request: pytest.FixtureRequest) -> AsyncIterator[Link]:
+    """A connected link, once on each road."""
+    connected = Link(config(server, fast_lane=request.param), name="test")
+    await connected.connect()
+    yield connected
+    await connected.close()
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 15) -> None:
+    """Wait for a condition that another task or server brings about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  the condition has no event to wait for
+            await asyncio.sleep(0.01)

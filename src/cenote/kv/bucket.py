@@ -8,17 +8,15 @@ SESSION_DATA and QUERY_CACHE are ordinary buckets whose entries die of age.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from cenote.config import KvConfig
 from cenote.errors import SetupError
 from cenote.kv.clock import parse_time_us
 from cenote.kv.deadline import with_deadline
 from cenote.kv.errors import JsError, JsNotFound, NoSpace
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, QUERY_CACHE, SESSION_DATA, Names
-
-if TYPE_CHECKING:
-    from cenote.config import KvConfig
 
 _NS = 1_000_000_000
 _DUPLICATE_WINDOW_NS = 100_000_000  # 0 would silently mean two minutes; message ids are not used
@@ -55,7 +53,7 @@ class Buckets:
 async def ensure(
     link: Link,
     names: Names,
-    config: "KvConfig",
+    config: KvConfig,
     *,
     session_ttl_s: int = 3600,
     cache_ttl_s: int = 300,
@@ -79,7 +77,7 @@ async def ensure(
     return Buckets(*found)
 
 
-def state_config(names: Names, config: "KvConfig", server_version: tuple[int, ...]) -> dict[str, Any]:
+def state_config(names: Names, config: KvConfig, server_version: tuple[int, ...]) -> dict[str, Any]:
     """The stream under AGENT_STATE."""
     filter_subject = names.subject(AGENT_STATE) + ">"
     return {
@@ -105,7 +103,7 @@ def state_config(names: Names, config: "KvConfig", server_version: tuple[int, ..
     }
 
 
-def ttl_config(names: Names, bucket: str, config: "KvConfig", ttl_s: int) -> dict[str, Any]:
+def ttl_config(names: Names, bucket: str, config: KvConfig, ttl_s: int) -> dict[str, Any]:
     """The stream under a bucket whose entries die of age, each at the latest after `ttl_s`."""
     return {
         "name": names.stream(bucket),

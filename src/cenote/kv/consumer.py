@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ _EXPIRES_S = 10
 _HEARTBEAT_S = 0.5
 _SILENCE_S_MAX = 1.6  # three heartbeats missed: the server has forgotten the request
 _TROUBLE_WAIT_S = 0.25
+_ENDED = re.compile(rb"Batch Completed|MaxBytes")  # statuses (409) of a request that was served to its end
 _log = logging.getLogger("cenote.kv")
 
 OnMessage = Callable[[int, int, bytes, bytes, bytes, bytes], None]
@@ -58,9 +60,7 @@ def consumer_config(name: str, *, batch: int, flushers: int) -> dict[str, Any]:
     }
 
 
-async def ensure_consumer(
-    link: Link, stream: str, name: str, *, batch: int, flushers: int = 1
-) -> ConsumerInfo:
+async def ensure_consumer(link: Link, stream: str, name: str, *, batch: int, flushers: int = 1) -> ConsumerInfo:
     """Create the durable, or take the one that exists (its settings are not changed, rule 22).
 
     Raises:
@@ -252,7 +252,7 @@ class Pull:
             return
         left = header_value(header, b"Nats-Pending-Messages: ")
         self._asked = max(0, self._asked - int(left)) if left else 0
-        if status != b"408" and b"MaxBytes" not in header:  # 408: expired, as it should
+        if status != b"408" and not _ENDED.search(header):  # 408: expired, as it should
             self.trouble = header[9 : header.find(b"\r\n")].decode()
             self._retry_at = self._loop.time() + _TROUBLE_WAIT_S
             _log.info("pull: %s", self.trouble)

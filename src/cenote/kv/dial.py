@@ -5,18 +5,17 @@ import contextlib
 import os
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from nats.aio.client import Client
 from nats.errors import Error, NoServersError
+from pydantic import Secret, SecretStr
 
+from cenote.config import KvConfig
 from cenote.errors import CenoteError, SetupError, UnavailableError
 from cenote.kv import lane
 from cenote.kv.road import FastRoad, PublicRoad, Road
-
-if TYPE_CHECKING:
-    from cenote.config import KvConfig
 
 CONNECT_TIMEOUT_S = 2
 PING_INTERVAL_S = 2  # with two pings unanswered a frozen server is noticed within 6 s
@@ -56,7 +55,7 @@ def servers(url: str) -> list[SplitResult]:
     return result
 
 
-def tls_context(config: "KvConfig") -> ssl.SSLContext | None:
+def tls_context(config: KvConfig) -> ssl.SSLContext | None:
     """The TLS settings of the configuration; None when it has none."""
     if not (config.tls_ca or config.tls_cert):
         return None
@@ -71,7 +70,7 @@ def tls_context(config: "KvConfig") -> ssl.SSLContext | None:
 
 async def dial(
     server: SplitResult,
-    config: "KvConfig",
+    config: KvConfig,
     tls: ssl.SSLContext | None,
     *,
     name: str,
@@ -136,9 +135,7 @@ async def hang_up(nc: Client) -> None:
         await asyncio.wait_for(nc.close(), 1)
 
 
-def _options(
-    server: SplitResult, config: "KvConfig", tls: ssl.SSLContext | None, nc: Client
-) -> dict[str, Any]:
+def _options(server: SplitResult, config: KvConfig, tls: ssl.SSLContext | None, nc: Client) -> dict[str, Any]:
     options: dict[str, Any] = {"tls": tls} if tls is not None else {}
     wants_tls = server.scheme == "tls" or tls is not None
     user = unquote(server.username) if server.username else config.user
@@ -161,10 +158,9 @@ def _options(
     return options
 
 
-def plain(secret: Any) -> str | None:
-    """The text of a setting that may be kept as a secret."""
-    text = secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
-    return str(text) if text else None
+def plain(secret: Secret[Any] | SecretStr | None) -> str | None:
+    """The text of a setting that is kept as a secret."""
+    return str(secret.get_secret_value()) if secret is not None else None
 
 
 def _checked(nc: Client, handlers: dict[int, lane.Handler] | None) -> Connection:

@@ -12,22 +12,20 @@ import logging
 import secrets
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import SplitResult
 
 from nats.aio.client import Client
 from nats.errors import Error, UnexpectedEOF
 
 from cenote import limits
+from cenote.config import KvConfig
 from cenote.errors import CenoteError, RejectedError, SetupError, UnavailableError
 from cenote.kv.clock import ServerClock, parse_time_us
 from cenote.kv.dial import CONNECT_TIMEOUT_S, Connection, dial, hang_up, plain, servers, tls_context
 from cenote.kv.errors import NotSent, js_error
 from cenote.kv.lane import Handler
 from cenote.kv.mux import Multiplexer, Reply
-
-if TYPE_CHECKING:
-    from cenote.config import KvConfig
 
 _INBOX_SID = 1_000_000  # nats-py counts its own subscriptions from 1
 _CLOSED = "the link was closed"
@@ -59,7 +57,7 @@ class Link:
         on_connect, on_disconnect: plain callables, called at once when it happens.
     """
 
-    def __init__(self, config: "KvConfig", *, name: str, inbox_prefix: str = "_INBOX") -> None:
+    def __init__(self, config: KvConfig, *, name: str, inbox_prefix: str = "_INBOX") -> None:
         self._config = config
         self._name = name
         self._servers: list[SplitResult] = []
@@ -163,7 +161,7 @@ class Link:
             raise UnavailableError("NATS went away while the connection was set up") from error
         if self._down.is_set():
             raise UnavailableError("NATS closed the connection while it was set up")
-        denied = next((words for words in self._denied if self._inbox in words), None)
+        denied = next((words for words in self._denied if self._inbox.lower() in words.lower()), None)
         if denied:
             raise SetupError(f"NATS: {denied}", hint="the user must be allowed to subscribe to its inbox")
 
@@ -221,9 +219,7 @@ class Link:
 
     # --- requests ----------------------------------------------------------------------------------
 
-    def request(
-        self, subject: bytes | str, header: bytes, payload: bytes, timeout_ms: int
-    ) -> asyncio.Future[Reply]:
+    def request(self, subject: bytes | str, header: bytes, payload: bytes, timeout_ms: int) -> asyncio.Future[Reply]:
         """Send a request; the future ends with the answer or an error within `timeout_ms` + 50.
 
         header: b"" or whole lines ("Name: value\\r\\n") without preface and blank line.
@@ -236,9 +232,7 @@ class Link:
         self._send_request(subject, token, header, payload)
         return self._mux.wait(token, timeout_ms)
 
-    def request_many(
-        self, subject: bytes | str, payload: bytes, timeout_ms: int
-    ) -> asyncio.Future[list[Reply]]:
+    def request_many(self, subject: bytes | str, payload: bytes, timeout_ms: int) -> asyncio.Future[list[Reply]]:
         """The same for a request with many answers, of which the last is a status ("NATS/1.0 204 EOB" …)."""
         token = self._mux.token()
         self._send_request(subject, token, b"", payload)

@@ -129,9 +129,7 @@ class StateStream:
             TooManyResults: more than 1,024 entries or too many bytes; use `live`.
         """
         if len(subjects) > limits.MULTI_GET_SUBJECTS_MAX:
-            raise RejectedError(
-                f"{len(subjects)} subjects in one read; {limits.MULTI_GET_SUBJECTS_MAX} at most"
-            )
+            raise RejectedError(f"{len(subjects)} subjects in one read; {limits.MULTI_GET_SUBJECTS_MAX} at most")
         messages, end = await self._batch({"multi_last": list(subjects)})
         if end is None:
             return [], None
