@@ -1,1 +1,122 @@
-"""cenote: the state layer for agent swarms."""
+"""cenote: the state layer for agent swarms.
+
+    async with cenote.open() as store:
+        scout = store.agent("scout-7")
+        receipt = await scout.put("plan", {"goal": "map the cave"})
+        await receipt.durable()
+
+Everything a program needs is importable from here; nothing else is promised. Imports are lazy, so that a program that
+only catches errors or starts a command line does not pay for the drivers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cenote.agent import AgentState as AgentState
+    from cenote.config import Config as Config
+    from cenote.engine.hydrator import Hydrated as Hydrated
+    from cenote.engine.monitor import Stats as Stats
+    from cenote.engine.receipt import Receipt as Receipt
+    from cenote.errors import AlreadyExistsError as AlreadyExistsError
+    from cenote.errors import BackpressureError as BackpressureError
+    from cenote.errors import CenoteError as CenoteError
+    from cenote.errors import CodecError as CodecError
+    from cenote.errors import ConflictError as ConflictError
+    from cenote.errors import ConsistencyError as ConsistencyError
+    from cenote.errors import ExpiredError as ExpiredError
+    from cenote.errors import NotDurableError as NotDurableError
+    from cenote.errors import NotFoundError as NotFoundError
+    from cenote.errors import OutcomeUnknownError as OutcomeUnknownError
+    from cenote.errors import PartialError as PartialError
+    from cenote.errors import PoolTimeoutError as PoolTimeoutError
+    from cenote.errors import RejectedError as RejectedError
+    from cenote.errors import ServerStartError as ServerStartError
+    from cenote.errors import SetupError as SetupError
+    from cenote.errors import UnavailableError as UnavailableError
+    from cenote.health import Health as Health
+    from cenote.health import Verdict as Verdict
+    from cenote.model.entry import Entry as Entry
+    from cenote.model.entry import Tier as Tier
+    from cenote.model.entry import Version as Version
+    from cenote.store import Opening
+    from cenote.store import Store as Store
+
+_HOMES = {
+    "AgentState": "agent",
+    "Config": "config",
+    "Entry": "model.entry",
+    "Health": "health",
+    "Hydrated": "engine.hydrator",
+    "Receipt": "engine.receipt",
+    "Stats": "engine.monitor",
+    "Store": "store",
+    "Tier": "model.entry",
+    "Verdict": "health",
+    "Version": "model.entry",
+} | dict.fromkeys(
+    (
+        "AlreadyExistsError",
+        "BackpressureError",
+        "CenoteError",
+        "CodecError",
+        "ConflictError",
+        "ConsistencyError",
+        "ExpiredError",
+        "NotDurableError",
+        "NotFoundError",
+        "OutcomeUnknownError",
+        "PartialError",
+        "PoolTimeoutError",
+        "RejectedError",
+        "ServerStartError",
+        "SetupError",
+        "UnavailableError",
+    ),
+    "errors",
+)
+
+__all__ = ["open", *_HOMES]
+
+
+def open(  # the word users expect; the builtin is not used here
+    config: "Config | Path | str | None" = None,
+    *,
+    kv: str | None = None,
+    sql: str | None = None,
+    namespace: str | None = None,
+    data_dir: "Path | str | None" = None,
+    **overrides: Any,
+) -> "Opening":
+    """Open a store: `async with cenote.open() as store`, or `store = await cenote.open()` and `await store.aclose()`.
+
+    Args:
+        config: a `Config`, or the path of a TOML file.
+        kv: `nats://host:port[,host:port …]`; without it a private nats-server is started or attached to.
+        sql: `postgresql://…`; without it a private PostgreSQL is started or attached to.
+        namespace: prefixes buckets and schemas; 1 to 32 letters, digits and `_`.
+        data_dir: where private servers keep their data; ":temporary:" vanishes with its last user.
+        overrides: any setting as `section__field=value`, e.g. `state__ttl_s=60`.
+
+    Raises:
+        SetupError: a setting is wrong, now; later everything that `opening.open_machines` raises.
+    """
+    from cenote.config import load
+    from cenote.store import Opening
+
+    given = {"kv__url": kv, "sql__url": sql, "namespace": namespace, "embedded__data_dir": data_dir}
+    overrides |= {name: value for name, value in given.items() if value is not None}
+    return Opening(load(config, overrides=overrides))
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cenote' has no attribute {name!r}")
+    return getattr(import_module(f"cenote.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

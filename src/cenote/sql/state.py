@@ -6,7 +6,7 @@ and incarnation it was fetched under (F-inc: the guard); a batch is one commit, 
 describes it (I8).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -113,6 +113,20 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable):
             self.db.queries["versions"], [agent_id for agent_id, _ in wanted], [key for _, key in wanted]
         )
         return {(row[0], row[1]): SqlVersion(row[2], row[3], row[4]) for row in rows}
+
+    async def newer_than(
+        self, epoch: int, version: int, agent_id: UUID | None, page: int
+    ) -> AsyncIterator[tuple[str | None, Row]]:
+        """Rows above a version in key order, tombstones included, with the SQL-escaped name of their agent (None while
+        it is not registered); of one agent, or of all."""
+        place: tuple[UUID, str] = (UUID(int=0), "")
+        while True:
+            rows = await self.db.fetch(self.db.queries["newer_than"], epoch, version, agent_id, *place, page)
+            for row in rows:
+                yield row[0], Row(*row[1:])
+            if len(rows) < page:
+                return
+            place = (rows[-1]["agent_id"], rows[-1]["key"])
 
     async def count_rows(self) -> int:
         """Rows of the table, tombstones included: exact while it is small, else the planner's estimate."""

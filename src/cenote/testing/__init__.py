@@ -1,0 +1,13 @@
+"""For your tests: real NATS and PostgreSQL, started once a session, a namespace of its own for each test.
+
+Installing cenote brings a pytest plugin with two fixtures:
+
+    async def test_something(cenote_store):
+        await cenote_store.agent("scout").put("plan", {"step": 1})
+
+`cenote_servers` gives the addresses, for code that opens stores itself: `cenote.open(**cenote_servers.fresh())`.
+"""
+
+from cenote.testing.servers import TestServers as TestServers
+
+__all__ = ["TestServers"]

@@ -1,0 +1,333 @@
+"""One agent's state: the verbs that a swarm's members use all day."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, cast
+from uuid import UUID
+
+from cenote import limits
+from cenote.engine import entries
+from cenote.engine.barrier import Barrier
+from cenote.engine.entries import Target
+from cenote.engine.hydrator import Hydrated
+from cenote.engine.machines import Machines
+from cenote.engine.receipt import Receipt
+from cenote.engine.watcher import Watch
+from cenote.engine.writer import TOMBSTONE, Content
+from cenote.errors import (
+    ConflictError,
+    NotFoundError,
+    PartialError,
+    RejectedError,
+)
+from cenote.model import key as keys
+from cenote.model import value as values
+from cenote.model.duration import seconds
+from cenote.model.entry import Entry, Stored, Tier, Version, ttl_ms
+from cenote.retry import Backoff
+from cenote.typed import Typed
+
+T = TypeVar("T")
+Durability = Literal["kv", "sql"]
+_NOTHING: Any = object()
+
+
+class AgentState:
+    """The state of one agent. Cheap to make; as many as you like may exist for one agent.
+
+    Attributes:
+        name: how the agent was named.
+        id: its UUID in PostgreSQL (`agents.state.agent_id`).
+    """
+
+    def __init__(self, machines: Machines, agent: keys.AgentRef) -> None:
+        self._machines = machines
+        self._core = machines.core
+        self._agent = agent
+        self._targets: dict[str, Target] = {}
+
+    @property
+    def name(self) -> str:
+        """How the agent was named."""
+        return self._agent.text
+
+    @property
+    def id(self) -> UUID:
+        """The agent's UUID in PostgreSQL."""
+        return self._agent.id
+
+    def __repr__(self) -> str:
+        return f"AgentState({self._agent.text!r})"
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        key: str,
+        value: object,
+        *,
+        ttl: timedelta | None = None,
+        if_version: Version | Receipt | Entry | int | None = None,
+        durability: Durability = "kv",
+    ) -> Receipt:
+        """Write a value; returns once it is acknowledged.
+
+        Args:
+            key: 1 to 512 characters.
+            value: JSON types, tuple, set, frozenset, bytes, datetime, date, time, timedelta, Decimal, UUID, and
+                dataclasses, pydantic models or Structs as plain data; 64 MiB at most.
+            ttl: how long the value lives; None: for ever.
+            if_version: write only if this is the key's version; 0: only if the key exists nowhere.
+            durability: "kv" returns at JetStream's acknowledgement, "sql" after PostgreSQL's commit as well.
+
+        Raises:
+            RejectedError: a key or value that cannot be carried; nothing was written.
+            ConflictError: `if_version` does not hold; nothing was written.
+            UnavailableError, BackpressureError: nothing was written, try again later.
+            OutcomeUnknownError: the answer was lost; read before you write again.
+            NotDurableError: acknowledged by KV, but not committed by PostgreSQL within `kv.deadline_ms`.
+        """
+        target = self._target(key)
+        codec, body = values.encode(value)
+        expires_ms = None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
+        content = Content(codec, body, expires_ms)
+        if durability not in ("kv", "sql"):
+            raise RejectedError(f'durability: "kv" or "sql", not {durability!r}')
+        if if_version is None:
+            stored = await self._machines.writer.write(target, content)
+        else:
+            stored = await self._machines.writer.write_if(target, content, _version(if_version))
+        receipt = self._receipt(target, stored)
+        if durability == "sql":
+            await receipt.durable(self._core.config.kv.deadline_ms / 1000)
+        return receipt
+
+    async def delete(self, key: str, *, if_version: Version | Receipt | Entry | int | None = None) -> Receipt:
+        """Delete a key; deleting an absent one is fine. The delete is a write like any other: it has a version, it
+        flows to PostgreSQL, and nothing older can come back. Raises as `put`."""
+        target = self._target(key)
+        if if_version is None:
+            stored = await self._machines.writer.write(target, TOMBSTONE)
+        else:
+            stored = await self._machines.writer.write_if(target, TOMBSTONE, _version(if_version))
+        return self._receipt(target, stored)
+
+    async def update(
+        self,
+        key: str,
+        change: Callable[[Any], object],
+        *,
+        default: Any = _NOTHING,
+        into: type[Any] | None = None,
+        deadline: timedelta | float | None = None,
+    ) -> Entry:
+        """Read, change, write back if nobody wrote meanwhile, else again; the change takes effect exactly once.
+
+        Args:
+            key: the key.
+            change: takes the current value, returns the new one; pure and quick, for it may run several times.
+            default: what `change` is given when the key is absent.
+            into: a class to decode the current value to.
+            deadline: how long to try; default `retry.deadline_ms`.
+
+        Raises:
+            NotFoundError: the key is absent and there is no default.
+            ConflictError: others were faster until the deadline.
+            OutcomeUnknownError: an answer was lost and the key has changed since; it happened at most once.
+        """
+        if inspect.iscoroutinefunction(change):
+            raise RejectedError("change: a plain function is needed; it runs again on conflict and must not wait")
+        limit_s = seconds(deadline, "deadline")
+        retry = self._core.config.retry
+        backoff = Backoff(retry, retry.deadline_ms if limit_s is None else limit_s * 1000)
+        target = self._target(key)
+        while True:
+            base = await self._machines.writer.base(target)
+            content = self._changed(key, base.stored, change, default, into)
+            operation = self._machines.writer.next_operation()
+            stored = await self._machines.writer.replace(target, base, content, operation)
+            if stored is not None:
+                return self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
+            self._core.counts.conflicts += 1
+            await backoff.pause(
+                ConflictError(f"others were faster at {key!r} until the deadline", key=key, hint="try again")
+            )
+
+    def _changed(
+        self,
+        key: str,
+        stored: Stored | None,
+        change: Callable[[Any], object],
+        default: Any,
+        into: type | None,
+    ) -> Content:
+        if stored is None and default is _NOTHING:
+            raise NotFoundError(f"{key!r} does not exist", key=key, hint="give update() a default")
+        result = change(default if stored is None else _decode(stored, into))
+        if inspect.isawaitable(result):
+            raise RejectedError("change: it returned an awaitable; a plain function is needed")
+        codec, body = values.encode(result)
+        return Content(codec, body, None if stored is None else stored.expires_ms)
+
+    async def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
+        """Write several keys, each on its own: all are checked before the first is sent.
+
+        Raises:
+            RejectedError: one cannot be carried; nothing was written.
+            PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors.
+        """
+        expires_ms = None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
+        contents: list[tuple[Target, Content]] = []
+        for key, value in items.items():
+            codec, body = values.encode(value)
+            contents.append((self._target(key), Content(codec, body, expires_ms)))
+        done: dict[str, Receipt] = {}
+        failed: dict[str, BaseException] = {}
+        for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
+            window = contents[start : start + limits.PUT_MANY_WINDOW]
+            writes = [self._machines.writer.write(target, content) for target, content in window]
+            outcomes = await asyncio.gather(*writes, return_exceptions=True)
+            for (target, _), outcome in zip(window, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    failed[target.key] = outcome
+                else:
+                    done[target.key] = self._receipt(target, outcome)
+        if failed:
+            error = PartialError(f"{len(failed)} of {len(contents)} writes failed", done=done, failed=failed)
+            raise error from next(iter(failed.values()))
+        return done
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, default: Any = None, *, into: type[Any] | None = None) -> Any:
+        """The value, the caller's own copy; `default` when the key is absent, deleted or expired.
+
+        Raises:
+            UnavailableError: no tier that could know it answered within `kv.deadline_ms`.
+            CodecError: the stored bytes are not what this version writes, or do not fit `into`.
+        """
+        target = self._targets.get(key) or self._target(key)
+        core = self._core
+        copy = core.cache.lookup(target.subject) if core.listening else None
+        if copy is not None:
+            core.counts.hits_l1 += 1
+            if copy.deleted or (copy.expires_ms is not None and copy.expires_ms <= core.now_ms()):
+                return default
+            return _decode(copy, into)
+        found = await self._machines.reader.read(target)
+        return default if found is None else _decode(found[0], into)
+
+    async def entry(self, key: str, *, into: type[Any] | None = None) -> Entry:
+        """The value with its version, times, tier and writer. Raises NotFoundError, and as `get`."""
+        target = self._target(key)
+        core = self._core
+        copy = core.cache.lookup(target.subject) if core.listening else None
+        if copy is None:
+            found = await self._machines.reader.read(target)
+        else:
+            core.counts.hits_l1 += 1
+            found = None if entries.gone(copy, core.now_ms()) else (copy, Tier.MEMORY_CACHE)
+        if found is None:
+            raise NotFoundError(f"{key!r} does not exist", key=key)
+        return self._entry(key, found[0], found[1], into)
+
+    async def get_many(self, wanted: Iterable[str], *, into: type[Any] | None = None) -> dict[str, Any]:
+        """The values of several keys, without the absent ones. Raises as `get`."""
+        targets = {key: self._target(key) for key in wanted}
+        found = await self._machines.reader.read_many(list(targets.values()))
+        return {key: _decode(found[key][0], into) for key in targets if key in found}
+
+    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Every live key that begins with `prefix`, once each, in no order; KV and SQL united."""
+        async for key, _, _ in self._machines.reader.scan(self._agent, prefix):
+            yield key
+
+    async def items(self, prefix: str = "", *, into: type[Any] | None = None) -> AsyncIterator[tuple[str, Any]]:
+        """Every live key that begins with `prefix` with its value, once each, in no order; KV and SQL united."""
+        async for key, stored, _ in self._machines.reader.scan(self._agent, prefix):
+            yield key, _decode(stored, into)
+
+    async def watch(
+        self, prefix: str = "", *, since: Version | int | None = None, into: type[Any] | None = None
+    ) -> AsyncIterator[Entry]:
+        """Entries, deletes and expiries as they happen: at least once, per key in order, never a silent gap.
+
+        Args:
+            prefix: only keys that begin with it.
+            since: None: from now on; 0: the live entries first; a version: what changed after it first.
+            into: a class to decode values to.
+
+        Raises:
+            ExpiredError: `since` is not a position that can be resumed from.
+        """
+        watch = Watch(
+            self._core,
+            agent=self._agent,
+            select=lambda _: True,
+            prefix=prefix,
+            since=_since(since),
+            into=into,
+        )
+        async for entry in watch.events():
+            yield entry
+
+    def typed(self, key: str, cls: type[T]) -> Typed[T]:
+        """One key bound to a class: a dataclass, a pydantic model or a msgspec Struct."""
+        return Typed(self, key, cls)
+
+    # --- moving between the tiers ---------------------------------------------------------------------------
+
+    async def hydrate(self) -> Hydrated:
+        """Bring all keys that only SQL holds back into KV. Raises UnavailableError, BackpressureError."""
+        return await self._machines.hydrator.agent(self._agent)
+
+    async def flush(self, timeout: timedelta | float | None = None) -> None:
+        """Wait until all acknowledged writes of this agent, by anyone, are in SQL.
+
+        Raises:
+            NotDurableError: not within `timeout`; nothing is lost.
+            OutcomeUnknownError: the connection to NATS was replaced meanwhile; call it again.
+        """
+        await Barrier(self._core).agent(self._agent, seconds(timeout, "timeout"))
+
+    # --- within ---------------------------------------------------------------------------------------------
+
+    def _target(self, key: str) -> Target:
+        target = self._targets.get(key) if type(key) is str else None
+        if target is None:
+            target = self._core.target(self._agent, key)
+            if len(self._targets) >= limits.SUBJECT_CACHE_KEYS_MAX:
+                self._targets.clear()
+            self._targets[key] = target
+        return target
+
+    def _receipt(self, target: Target, stored: Stored) -> Receipt:
+        return Receipt(target, stored.version, self._core)
+
+    def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
+        stale = tier is Tier.MEMORY_CACHE and not self._core.coherent
+        return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
+
+
+def _decode(stored: Stored, into: type[Any] | None) -> Any:
+    value = values.decode(stored.codec, stored.body)
+    return value if into is None else values.decode_into(value, into)
+
+
+def _version(given: Version | Receipt | Entry | int) -> Version | None:
+    """What `if_version` means: a version, or None for "exists nowhere"."""
+    if isinstance(given, Receipt | Entry):
+        return given.version
+    if isinstance(given, Version):
+        return given
+    if type(given) is int and given == 0:
+        return None
+    raise RejectedError(f"if_version: a Version, Receipt, Entry or 0 is needed, not {given!r}")
+
+
+def _since(given: Version | int | None) -> Version | int | None:
+    if given is None or isinstance(given, Version) or (type(given) is int and given == 0):
+        return given
+    raise RejectedError(f"since: None, 0 or a Version is needed, not {given!r}")

@@ -1,0 +1,124 @@
+"""L1: a bounded, coherent cache of stored entries in this process (I4, I5, I15; flow rule 10).
+
+The KV stream is authoritative. Three things keep a copy here honest:
+
+- *own writes* replace the copy before the call returns;
+- *others' writes* arrive by the republish feed and replace the copy in place;
+- *fills* (what a read brought) are admitted only when no event for the key, no gap and no epoch change came since the
+  read began, and only when newer than what is here.
+
+Instead of a set of keys being read, events bump one of 65,536 counters chosen by the key's hash: a fill whose counter
+moved is not admitted. Two keys sharing a counter cost a needless refusal, never a stale fill.
+
+Staleness bound: while the feed is connected, a copy is at most one probe (1 s) plus the feed's delay behind; after 3 s
+of silence reads are marked stale and served for at most `memory.ttl_s`.
+"""
+
+import time
+from collections import OrderedDict
+from typing import NamedTuple
+
+from cenote.model.entry import Stored
+
+_COUNTERS = 1 << 16
+_SLOT_OVERHEAD_BYTES = 400  # measured: Stored, version, subject text, dictionary slot
+
+
+class Ticket(NamedTuple):
+    """What a read notes before it begins, to be shown when it wants to fill."""
+
+    counter: int
+    events: int
+    clears: int
+
+
+class Cache:
+    """Least-recently-used copies by subject; also remembers tombstones, so that a deleted key stays deleted."""
+
+    def __init__(self, entries_max: int, bytes_max: int, ttl_s: float) -> None:
+        self._entries_max = entries_max
+        self._bytes_max = bytes_max
+        self._ttl_s = ttl_s
+        self._slots: OrderedDict[str, tuple[Stored, float]] = OrderedDict()
+        self._bytes = 0
+        self._events = [0] * _COUNTERS
+        self._clears = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def bytes(self) -> int:
+        """Estimated memory held, in bytes."""
+        return self._bytes
+
+    def lookup(self, subject: str) -> Stored | None:
+        """The copy of `subject`, a tombstone included, or None when there is none that is young enough."""
+        slot = self._slots.get(subject)
+        if slot is None:
+            return None
+        if slot[1] < time.monotonic():
+            self._remove(subject)
+            return None
+        self._slots.move_to_end(subject)
+        return slot[0]
+
+    def ticket(self, subject: str) -> Ticket:
+        """Begin a read: note how many events the key's counter has seen."""
+        counter = hash(subject) % _COUNTERS
+        return Ticket(counter, self._events[counter], self._clears)
+
+    def fill(self, subject: str, stored: Stored, ticket: Ticket) -> bool:
+        """Install what a read brought, if nothing happened since its ticket. Returns whether it was admitted."""
+        if self._clears != ticket.clears or self._events[ticket.counter] != ticket.events:
+            return False
+        slot = self._slots.get(subject)
+        if slot is not None and slot[0].version >= stored.version:
+            return False
+        self._install(subject, stored)
+        return True
+
+    def own_write(self, subject: str, stored: Stored) -> None:
+        """Install what this process has just had acknowledged, unless a newer event overtook it."""
+        self._events[hash(subject) % _COUNTERS] += 1
+        slot = self._slots.get(subject)
+        if slot is None or slot[0].version < stored.version:
+            self._install(subject, stored)
+
+    def event(self, subject: str) -> Stored | None:
+        """Note a write by anyone; returns the copy here, which the caller replaces by `push` when it is older."""
+        self._events[hash(subject) % _COUNTERS] += 1
+        slot = self._slots.get(subject)
+        return None if slot is None else slot[0]
+
+    def push(self, subject: str, stored: Stored) -> None:
+        """Replace the copy of a key that is here by a newer one from the feed."""
+        if subject in self._slots:
+            self._install(subject, stored)
+
+    def forget(self, subject: str) -> None:
+        """Drop one key: the outcome of a write to it is unknown."""
+        self._events[hash(subject) % _COUNTERS] += 1
+        self._remove(subject)
+
+    def clear(self) -> None:
+        """Drop everything and refuse all fills under way: a gap, a reconnect or an epoch change."""
+        self._clears += 1
+        self._slots.clear()
+        self._bytes = 0
+
+    def _install(self, subject: str, stored: Stored) -> None:
+        self._remove(subject)
+        cost = len(stored.body) + len(subject) + _SLOT_OVERHEAD_BYTES
+        if cost > self._bytes_max:
+            return
+        self._slots[subject] = (stored, time.monotonic() + self._ttl_s)
+        self._bytes += cost
+        while self._bytes > self._bytes_max or len(self._slots) > self._entries_max:
+            oldest, (gone, _) = self._slots.popitem(last=False)
+            self._bytes -= len(gone.body) + len(oldest) + _SLOT_OVERHEAD_BYTES
+
+    def _remove(self, subject: str) -> None:
+        slot = self._slots.pop(subject, None)
+        if slot is not None:
+            self._bytes -= len(slot[0].body) + len(subject) + _SLOT_OVERHEAD_BYTES

@@ -1,0 +1,325 @@
+"""What the machines of one store share: the tiers, the epochs, L1 and its coherence, and the probe that keeps them
+honest (I4, I8, I15; flow rules 8, 9, 10).
+
+Once a second the probe asks the stream's leader for its last sequence. A difference to what the republish feed has
+shown drops L1; three seconds of silence end its coherence; a stream created anew begins an epoch.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cenote import limits
+from cenote.config import Config
+from cenote.engine import entries
+from cenote.engine.belonging import settle
+from cenote.engine.cache import Cache
+from cenote.engine.durability import Durability
+from cenote.engine.entries import Target
+from cenote.engine.epoch import DURABLE_KEY, Epochs
+from cenote.errors import BackpressureError, CenoteError, SetupError, UnavailableError
+from cenote.kv.bucket import StreamInfo
+from cenote.kv.consumer import ConsumerInfo, consumer_info
+from cenote.kv.errors import JsNotFound, TooManyResults
+from cenote.kv.link import Link
+from cenote.kv.message import Message
+from cenote.kv.stream import StateStream
+from cenote.kv.watch import Feed
+from cenote.model import key as keys
+from cenote.model.entry import Stored, Tier
+from cenote.naming import Names
+from cenote.sql.pool import Database
+from cenote.sql.state import StateTable
+
+log = logging.getLogger("cenote.engine")
+
+_FULL_SHARE = 0.90  # above it writes are refused; the rest is for tombstones (flow rule 17)
+
+
+@dataclass
+class Counts:
+    """What this process did since it opened the store."""
+
+    writes: int = 0
+    hits_l1: int = 0
+    hits_kv: int = 0
+    hits_sql: int = 0
+    misses: int = 0
+    hydrated: int = 0
+    hydrations_refused: int = 0
+    evicted: int = 0
+    conflicts: int = 0
+    flushed: int = 0
+    delivered: int = 0
+    commits: int = 0
+    flush_ms: float = 0.0
+    quarantined: int = 0
+    unknown_formats: int = 0
+    gaps: int = 0
+
+    def hit(self, found: tuple[Stored, Tier] | None) -> None:
+        """Count an answered read by the tier that answered it."""
+        if found is None:
+            self.misses += 1
+        elif found[1] is Tier.DISTRIBUTED_KV:
+            self.hits_kv += 1
+        else:
+            self.hits_sql += 1
+
+
+Listener = Callable[[Message], None]
+
+
+class Core:
+    """The shared state of one open store. Built closed; `start()` connects it, `close()` ends it."""
+
+    def __init__(self, config: Config, names: Names, link: Link, db: Database, writer_id: str) -> None:
+        self.config = config
+        self.names = names
+        self.link = link
+        self.db = db
+        self.writer_id = writer_id
+        self.stream = StateStream(link, names, timeout_ms=config.kv.request_timeout_ms)
+        self.table = StateTable(db, names)
+        self.cache = Cache(config.memory.entries_max, config.memory.bytes_max, config.memory.ttl_s)
+        self.durability = Durability(self.table, lambda: self.epochs.newest)
+        self.counts = Counts()
+        self.epochs = Epochs("", "", (0,), (0,))
+        self._connected_at = time.monotonic()
+        self.own_sequence = 0
+        self.durable_name: str | None = None
+        self.backlog = 0
+        self.fill_share = 0.0
+        self.last_sequence = 0
+        self.coherent_until = 0.0
+        self.listening = False
+        self.listeners: list[Listener] = []
+        self.on_gap: list[Callable[[], None]] = []
+        self._seen = 0
+        self._owed = 0
+        self._feed: Feed | None = None
+        self._prefix_length = len(self.stream.prefix)
+        self._listen_lock = asyncio.Lock()
+        self._probe_now = asyncio.Event()
+        self._probe_task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Find or create the bucket, learn the epochs, begin to probe."""
+        info = await self._settle()
+        self._learn(info)
+        self.link.on_connect.append(self._reconnected)
+        self.link.on_disconnect.append(self.durability.disconnected)
+        self._probe_task = asyncio.create_task(self._probe(), name="cenote-probe")
+
+    async def close(self) -> None:
+        """Stop probing and listening; the link and the pool are closed by whoever opened them."""
+        self._closed = True
+        if self._probe_task is not None:
+            self._probe_task.cancel()
+            await asyncio.gather(self._probe_task, return_exceptions=True)
+        if self._feed is not None:
+            self._feed.close()
+        await self.durability.close()
+
+    def admit(self, *, deleting: bool) -> None:
+        """Refuse a write before anything is sent, when the store is closed or the backlog is full (I15)."""
+        if self._closed:
+            raise SetupError("this store is closed", hint="open it again with cenote.open()")
+        if self.fill_share > _FULL_SHARE and not deleting:
+            raise BackpressureError(
+                f"KV is {self.fill_share:.0%} full: PostgreSQL must catch up before more can be accepted",
+                tier="DISTRIBUTED_KV", hint="see `cenote status`; raise kv.bytes_max if this is the normal load",
+            )  # fmt: skip
+        if self.backlog >= self.config.flush.backlog_count_max:
+            raise BackpressureError(
+                f"{self.backlog} writes wait for PostgreSQL (flush.backlog_count_max)", tier="RELATIONAL_DB",
+                hint="see `cenote status`: is PostgreSQL up, and does any process flush?",
+            )  # fmt: skip
+
+    # --- names ----------------------------------------------------------------------------------------------
+
+    def target(self, agent: keys.AgentRef, key: str) -> Target:
+        """Every spelling of one key. RejectedError when it is too long."""
+        subject = keys.subject(self.stream.prefix, agent, key)
+        return Target(agent, key, subject, subject.encode("ascii"), keys.sql_key(key))
+
+    def split(self, subject: str) -> tuple[str, str]:
+        """A subject's agent token and key token."""
+        token, _, key_token = subject[self._prefix_length :].partition(".")
+        return token, key_token
+
+    def agent_filter(self, agent: keys.AgentRef) -> str:
+        """The subject filter of all keys of an agent."""
+        return f"{self.stream.prefix}{agent.token}.>"
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        """The KV server's clock for judging expiry; this machine's while the server's is not known yet."""
+        try:
+            return self.link.server_now_ms()
+        except UnavailableError:
+            return time.time_ns() // 1_000_000
+
+    def connected_us(self) -> int:
+        """A lower bound of the KV server's time when the present connection began (F-time)."""
+        return int((self.link.server_now_ms() - (time.monotonic() - self._connected_at) * 1000) * 1000)
+
+    # --- reads ----------------------------------------------------------------------------------------------
+
+    async def message(self, target: Target) -> Message | None:
+        """A key's message by direct get. With replicas a follower may answer: what it lacks, or what is older than
+        this process's own writes, is asked of the leader (I5, flow rule 9)."""
+        message = await self.stream.get(target.wire)
+        if self.config.kv.replicas > 1 and (message is None or message.sequence < self.own_sequence):
+            return await self.stream.leader_get(target.subject)
+        return message
+
+    async def leader_message(self, target: Target) -> Message | None:
+        """A key's message as the stream's leader holds it; one server is its own leader."""
+        if self.config.kv.replicas > 1:
+            return await self.stream.leader_get(target.subject)
+        return await self.stream.get(target.wire)
+
+    async def leader(self, target: Target, *, deadline_ms: int = 0) -> Stored | None:
+        """The leader's entry of a key, asked again until the deadline (default: one attempt)."""
+        until = time.monotonic() + deadline_ms / 1000
+        while True:
+            try:
+                message = await self.leader_message(target)
+                return None if message is None else entries.from_message(message, self.epochs)
+            except UnavailableError:
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def messages(self, targets: list[Target]) -> dict[str, Message]:
+        """Many keys' messages by subject; one snapshot (at most 1,024 keys) unless they are too large for one."""
+        try:
+            messages, _ = await self.stream.multi_get([target.subject for target in targets])
+        except TooManyResults:
+            answers = await asyncio.gather(*(self.message(target) for target in targets))
+            return {message.subject: message for message in answers if message is not None}
+        found = {message.subject: message for message in messages}
+        if self.config.kv.replicas > 1:
+            for target in targets:
+                message = found.get(target.subject)
+                if message is None or message.sequence < self.own_sequence:
+                    confirmed = await self.stream.leader_get(target.subject)
+                    if confirmed is not None:
+                        found[target.subject] = confirmed
+        return found
+
+    async def consumer(self, name: str) -> ConsumerInfo | None:
+        """The flusher's durable; None when there is no such consumer."""
+        return await consumer_info(self.link, self.stream.name, name)
+
+    def settle_ms(self) -> int:
+        """How long to look for a lost answer at the leader."""
+        return max(0, self.config.kv.deadline_ms - self.config.kv.request_timeout_ms)
+
+    # --- L1 coherence ---------------------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Begin to follow all writes, so that L1 may hold copies. A process that only writes never does."""
+        async with self._listen_lock:
+            if self.listening:
+                return
+            self._feed = Feed(self.link, self.names, self._event)
+            # On one connection the server handles SUB before the request that follows it.
+            info = await self.stream.info()
+            self._seen = self._owed = info.last_seq
+            self.coherent_until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
+            self.listening = True
+
+    @property
+    def coherent(self) -> bool:
+        """Whether L1 has heard from the leader within the silence limit."""
+        return time.monotonic() < self.coherent_until
+
+    def _event(self, subject: bytes, sequence: int, _last: int, time_us: int, header: bytes, payload: bytes) -> None:
+        if sequence > self._seen:
+            self._seen = sequence
+        name = subject.decode("ascii")
+        held = self.cache.event(name)
+        if (held is not None and held.sequence < sequence) or self.listeners:
+            message = Message(name, sequence, time_us, header, payload)
+            if held is not None and held.sequence < sequence:
+                self._push(message)
+            for listener in self.listeners:
+                listener(message)
+
+    def _push(self, message: Message) -> None:
+        try:
+            stored = entries.from_message(message, self.epochs)
+        except CenoteError:
+            self.cache.forget(message.subject)  # a reader will meet the same entry and raise
+            return
+        self.cache.push(message.subject, stored)
+
+    def _gap(self) -> None:
+        self.counts.gaps += 1
+        self.cache.clear()
+        for tell in self.on_gap:
+            tell()
+
+    # --- the probe ------------------------------------------------------------------------------------------
+
+    def _reconnected(self) -> None:
+        self._connected_at = time.monotonic()
+        self._gap()
+        self._probe_now.set()
+
+    async def _probe(self) -> None:
+        while True:
+            try:
+                await self.probe_once()
+            except (CenoteError, TimeoutError) as error:
+                log.debug("probe: %s", error)
+            try:
+                async with asyncio.timeout(limits.PROBE_INTERVAL_MS / 1000):
+                    await self._probe_now.wait()
+            except TimeoutError:
+                pass
+            self._probe_now.clear()
+
+    async def probe_once(self) -> None:
+        """One look at the stream: epoch, backlog, fill, and whether the feed has shown everything."""
+        generation = self.link.generation
+        try:
+            async with asyncio.timeout(limits.SILENCE_MS_MAX / 1000):
+                info: StreamInfo | None = await self.stream.info()
+        except JsNotFound:
+            info = None  # somebody deleted the bucket
+        if info is None or Epochs.from_metadata(info.metadata, info.created) != self.epochs:
+            info = await self._settle()
+            self._gap()
+        self._learn(info)
+        if self.durable_name is not None:
+            consumer = await self.consumer(self.durable_name)
+            if consumer is not None:
+                self.backlog = consumer.pending + consumer.ack_pending
+        if self.listening and self.link.generation == generation:
+            if self._seen < self._owed:
+                self._gap()
+                self._seen = self._owed
+            self._owed = info.last_seq
+            self.coherent_until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
+
+    async def _settle(self) -> StreamInfo:
+        epochs, info = await settle(self.link, self.stream, self.table, self.names, self.config, self.writer_id)
+        if epochs != self.epochs and self.epochs.created:
+            log.warning("epoch %d begins: the stream of %s is another one", epochs.newest, info.created)
+        self.epochs = epochs
+        return info
+
+    def _learn(self, info: StreamInfo) -> None:
+        self.durable_name = info.metadata.get(DURABLE_KEY)
+        self.last_sequence = info.last_seq
+        bytes_max = info.config["max_bytes"]
+        self.fill_share = info.bytes / bytes_max if bytes_max > 0 else 0.0

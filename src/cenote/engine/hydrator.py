@@ -1,0 +1,129 @@
+"""Bring what only SQL holds back into KV: create-only, marked clean, never flushed (I10; flow rules 6, 7 with F-mark
+and F-t0).
+
+A clean copy carries its original version and T0, a server time learnt before its KV read. Whatever the SQL read missed
+was written after T0 and cannot have been evicted before T0 plus the minimum eviction age; so a copy stored later than
+that is not believed by anybody, and replaced by compare-and-set on its own sequence.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import NamedTuple
+
+from cenote import limits, points
+from cenote.engine import entries
+from cenote.engine.core import Core
+from cenote.engine.entries import ABSENT, Target
+from cenote.errors import BackpressureError, OutcomeUnknownError, UnavailableError
+from cenote.kv.errors import WrongSequence
+from cenote.kv.stream import sequence_of
+from cenote.model import key as keys
+from cenote.model.entry import Stored
+
+_ROUNDS_MAX = 5
+_BRIM_SHARE = 0.85  # above this share of max_bytes no clean copies are made (flow rule 17)
+
+
+class Hydrated(NamedTuple):
+    """What a hydration brought into KV: the number of keys, and the bytes of their values."""
+
+    keys: int
+    bytes: int
+
+
+class Hydrator:
+    """Reads SQL on behalf of KV, for one key, for some, or for a whole agent."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def believed(self, target: Target) -> tuple[Stored, int] | None:
+        """The believed state of one key, present in KV under `.sequence`, and the connection's generation.
+
+        What KV lacks is fetched from SQL and published clean first; a key nobody holds gets a clean tombstone.
+        None when other writers were faster several times in a row.
+        """
+        core = self._core
+        for _ in range(_ROUNDS_MAX):
+            generation, t0_ms, started = core.link.generation, core.link.server_now_ms(), time.monotonic()
+            message = await core.leader_message(target)
+            if message is not None:
+                stored = entries.from_message(message, core.epochs)
+                if entries.believed(stored, message):
+                    return stored, generation
+            row = await core.table.read(target.agent.id, target.row_key)
+            known = ABSENT if row is None else entries.from_row(row)
+            sequence = await self.install(
+                target.wire,
+                known,
+                t0_ms=t0_ms,
+                over=0 if message is None else message.sequence,
+                generation=generation,
+            )
+            young = (time.monotonic() - started) * 1000 < limits.EVICT_AGE_MIN_MS
+            if sequence is not None and young:
+                return known._replace(sequence=sequence), generation
+        return None
+
+    async def install(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> int | None:
+        """Publish a clean copy over the sequence `over` (0: nothing); its sequence, or None if someone was faster
+        or the connection is another one by now (F-conn)."""
+        core = self._core
+        if points.armed:
+            await points.hit("hydrate.read")
+        if core.link.generation != generation:
+            return None
+        header = entries.clean_header(stored, t0_ms, f"{core.writer_id}.h")
+        body = b"" if stored.deleted else stored.body
+        timeout_ms = core.config.kv.request_timeout_ms
+        try:
+            sequence = sequence_of(await core.stream.publish_nowait(wire, header, body, timeout_ms, over))
+        except WrongSequence:
+            return None
+        core.counts.hydrated += not stored.deleted
+        if points.armed:
+            await points.hit("hydrate.installed")
+        return sequence
+
+    async def offer(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> None:
+        """Try to make a read's next one quicker; that it cannot be done never fails the read (flow rule 17)."""
+        if self._core.fill_share > _BRIM_SHARE:
+            return
+        try:
+            await self.install(wire, stored, t0_ms=t0_ms, over=over, generation=generation)
+        except (UnavailableError, BackpressureError, OutcomeUnknownError):
+            self._core.counts.hydrations_refused += 1
+
+    async def agent(self, agent: keys.AgentRef) -> Hydrated:
+        """Bring all keys of an agent into KV, page by page in key order.
+
+        Raises:
+            UnavailableError: KV or SQL went away; the pages before stay hydrated, and a repeat resumes cheaply.
+            BackpressureError: KV is nearly full.
+        """
+        core = self._core
+        after: str | None = None
+        keys_brought = bytes_brought = 0
+        while True:
+            generation, t0_ms = core.link.generation, core.link.server_now_ms()
+            rows = await core.table.page(agent.id, after, "", limits.HYDRATE_PAGE_KEYS, live_only=True)
+            if not rows:
+                return Hydrated(keys_brought, bytes_brought)
+            if core.fill_share > _BRIM_SHARE:
+                raise BackpressureError("KV is nearly full: no more clean copies are made", tier="DISTRIBUTED_KV")
+            after = rows[-1].key
+            now_ms = core.link.server_now_ms()
+            offers: list[Awaitable[int | None]] = []
+            sizes: list[int] = []
+            for row in rows:
+                stored = entries.from_row(row)
+                if entries.gone(stored, now_ms):
+                    continue
+                wire = core.target(agent, keys.from_sql_key(row.key)).wire
+                offers.append(self.install(wire, stored, t0_ms=t0_ms, over=0, generation=generation))
+                sizes.append(len(stored.body))
+            for sequence, size in zip(await asyncio.gather(*offers), sizes, strict=True):
+                if sequence is not None:
+                    keys_brought += 1
+                    bytes_brought += size

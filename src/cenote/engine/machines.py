@@ -1,0 +1,32 @@
+"""The machines of one open store, wired together."""
+
+from dataclasses import dataclass
+
+from cenote.engine.core import Core
+from cenote.engine.flusher import Flusher
+from cenote.engine.hydrator import Hydrator
+from cenote.engine.lease import Board, Lease
+from cenote.engine.reader import Reader
+from cenote.engine.writer import Writer
+
+
+@dataclass
+class Machines:
+    """What the verbs of the face call. `flusher` is None in a process that does not flush."""
+
+    core: Core
+    writer: Writer
+    reader: Reader
+    hydrator: Hydrator
+    lease: Lease
+    board: Board
+    flusher: Flusher | None
+
+
+def build(core: Core) -> Machines:
+    """Wire the machines of a started core; nothing runs yet."""
+    hydrator = Hydrator(core)
+    lease = Lease(core.link, core.names, core.writer_id)
+    board = Board(holder=core.writer_id)
+    flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
+    return Machines(core, Writer(core, hydrator), Reader(core, hydrator), hydrator, lease, board, flusher)

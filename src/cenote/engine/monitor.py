@@ -1,0 +1,104 @@
+"""What can be said about the distance between the tiers at this moment (I8; flow rule 19)."""
+
+import time
+from dataclasses import dataclass, field
+
+from cenote.engine.machines import Machines
+from cenote.errors import CenoteError
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One look at a store.
+
+    Attributes:
+        kv_entries: entries in KV, tombstones and clean copies included.
+        kv_bytes: bytes of the stream; `kv_fill` its share of `kv.bytes_max`, 0 … 1.
+        sql_rows: rows of `agents.state` (an estimate above 32 MiB); None while PostgreSQL is away.
+        dirty_entries: entries that no flusher has acknowledged yet.
+        oldest_dirty_ms: how old the oldest write that is not in SQL may be; 0 when none is.
+        avg_flush_ms: mean duration of a flush of the active flusher.
+        lag_ms_p50, lag_ms_p95, lag_ms_p99: KV ack → SQL commit over the last `health.window_s` seconds.
+        violations: writes whose lag exceeded `flush.window_ms` since the active flusher began.
+        hits: reads of this process by the tier that answered, and misses.
+        flushed, coalesced, evicted, hydrated, quarantined, commits: counts since the flusher (hydrated: this process)
+            began; coalesced = writes that a newer one of the same key replaced before a flush, as this process saw.
+        flusher: the process that flushes, "" when none does.
+        epoch: the newest epoch.
+    """
+
+    kv_entries: int
+    kv_bytes: int
+    kv_fill: float
+    sql_rows: int | None
+    dirty_entries: int
+    oldest_dirty_ms: int
+    avg_flush_ms: float | None
+    lag_ms_p50: float | None
+    lag_ms_p95: float | None
+    lag_ms_p99: float | None
+    violations: int
+    flushed: int
+    commits: int
+    evicted: int
+    hydrated: int
+    quarantined: int
+    unknown_formats: int
+    writes: int
+    flusher: str
+    epoch: int
+    hits: dict[str, int] = field(default_factory=dict)
+
+
+async def stats(machines: Machines) -> Stats:
+    """Ask KV, the flusher's board and SQL. Raises UnavailableError when KV cannot be reached."""
+    core, counts = machines.core, machines.core.counts
+    await core.probe_once()
+    info = await core.stream.info()
+    board = await machines.lease.read()
+    now_ms = core.now_ms()
+    alive = board is not None and board.holder != "" and board.alive(now_ms)
+    dirty = core.backlog
+    since_ms = 0 if board is None else max(board.committed_ms, board.clean_ms)
+    oldest_ms = 0 if not dirty else now_ms - since_ms if since_ms else await _oldest_entry_ms(machines)
+    try:
+        sql_rows: int | None = await core.table.count_rows()
+    except CenoteError:
+        sql_rows = None
+    return Stats(
+        kv_entries=info.messages, kv_bytes=info.bytes, kv_fill=round(core.fill_share, 4), sql_rows=sql_rows,
+        dirty_entries=dirty, oldest_dirty_ms=max(0, oldest_ms),
+        avg_flush_ms=board.avg_flush_ms if board else None,
+        lag_ms_p50=board.lag_ms_p50 if board else None, lag_ms_p95=board.lag_ms_p95 if board else None,
+        lag_ms_p99=board.lag_ms_p99 if board else None,
+        violations=board.violations if board else 0, flushed=board.flushed if board else 0,
+        commits=board.commits if board else 0, evicted=board.evicted if board else 0, hydrated=counts.hydrated,
+        quarantined=board.quarantined if board else 0, unknown_formats=board.unknown_formats if board else 0,
+        writes=counts.writes, flusher=board.holder if alive and board else "", epoch=core.epochs.newest,
+        hits={"memory": counts.hits_l1, "kv": counts.hits_kv, "sql": counts.hits_sql, "miss": counts.misses},
+    )  # fmt: skip
+
+
+async def _oldest_entry_ms(machines: Machines) -> int:
+    """Nobody has ever flushed: the age of the oldest entry above the ack floor, a lower bound."""
+    core = machines.core
+    name = core.durable_name
+    consumer = None if name is None else await core.consumer(name)
+    floor = 0 if consumer is None else consumer.floor
+    async for message in core.stream.live(core.stream.prefix + ">", floor + 1):
+        return core.now_ms() - message.time_us // 1000
+    return 0
+
+
+async def round_trip_ms(machines: Machines) -> tuple[float | CenoteError, float | CenoteError]:
+    """Milliseconds that NATS and PostgreSQL take to answer, or why they do not."""
+    core = machines.core
+    results: list[float | CenoteError] = []
+    for ask in (core.stream.info, lambda: core.db.fetchval("SELECT 1")):
+        started = time.monotonic()
+        try:
+            await ask()
+            results.append((time.monotonic() - started) * 1000)
+        except CenoteError as error:
+            results.append(error)
+    return results[0], results[1]

@@ -1,0 +1,189 @@
+"""Reads: L1 → KV → SQL, one at a time per key (I2, I4, I5, I10).
+
+KV, tombstones included, is authoritative for what it holds; only what it does not hold is asked of SQL.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from cenote import limits
+from cenote.engine import entries
+from cenote.engine.core import Core
+from cenote.engine.entries import Target
+from cenote.engine.hydrator import Hydrator
+from cenote.errors import OutcomeUnknownError, UnavailableError
+from cenote.kv.message import Message
+from cenote.model import key as keys
+from cenote.model.entry import Stored, Tier
+from cenote.retry import Backoff
+
+Found = tuple[Stored, Tier]
+_Outcome = tuple[Found | None, UnavailableError | None]
+_CANCELLED: _Outcome = (None, UnavailableError("the read was cancelled"))
+
+
+class Reader:
+    """Finds the newest believed state of a key."""
+
+    def __init__(self, core: Core, hydrator: Hydrator) -> None:
+        self._core = core
+        self._hydrator = hydrator
+        self._flights: dict[str, asyncio.Future[_Outcome] | None] = {}
+
+    async def read(self, target: Target) -> Found | None:
+        """The state of one key and the tier that answered; None when no tier holds it or it is gone.
+
+        Raises:
+            UnavailableError: neither L1 nor KV (or, for what KV does not hold, SQL) answered within the deadline.
+        """
+        core = self._core
+        if not core.listening:
+            await core.listen()
+        # The first reader of a key does the work inline; only when a second one comes is there a future to share.
+        while target.subject in self._flights:
+            shared = self._flights[target.subject]
+            if shared is None:
+                shared = self._flights[target.subject] = asyncio.get_running_loop().create_future()
+            outcome = await asyncio.shield(shared)
+            if outcome is not _CANCELLED:
+                return _take(outcome)
+        self._flights[target.subject] = None
+        outcome = _CANCELLED
+        try:
+            found = await self._load(target)
+            outcome = (found, None)
+            return found
+        except UnavailableError as error:
+            outcome = (None, error)
+            raise
+        finally:
+            shared = self._flights.pop(target.subject)
+            if shared is not None and not shared.done():
+                shared.set_result(outcome)
+
+    async def _load(self, target: Target) -> Found | None:
+        core = self._core
+        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        while True:
+            try:
+                ticket = core.cache.ticket(target.subject)
+                generation, t0_ms = core.link.generation, core.link.server_now_ms()
+                message = await core.message(target)
+                found, over = await self._judge(target, message)
+                if found is not None and found[1] is Tier.RELATIONAL_DB:
+                    await self._hydrator.offer(target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation)
+                if found is not None:
+                    core.cache.fill(target.subject, found[0], ticket)
+                    if entries.gone(found[0], core.now_ms()):
+                        found = None
+                core.counts.hit(found)
+                return found
+            except UnavailableError as error:
+                await backoff.pause(error)
+            except OutcomeUnknownError as error:
+                await backoff.pause(UnavailableError(str(error), key=target.key, tier="DISTRIBUTED_KV"))
+
+    async def _judge(self, target: Target, message: Message | None) -> tuple[Found | None, int]:
+        """What a KV answer means; asks SQL where KV does not hold the key. Also: the sequence a copy would replace."""
+        core = self._core
+        if message is not None:
+            stored = entries.from_message(message, core.epochs)
+            if entries.believed(stored, message):
+                return (stored, Tier.DISTRIBUTED_KV), message.sequence
+        row = await core.table.read(target.agent.id, target.row_key)
+        over = 0 if message is None else message.sequence
+        if row is None or row.deleted:
+            return None, over
+        return (entries.from_row(row), Tier.RELATIONAL_DB), over
+
+    async def read_many(self, targets: Sequence[Target]) -> dict[str, Found]:
+        """The states of many keys of one agent, by key, without the absent ones."""
+        core = self._core
+        if not core.listening:
+            await core.listen()
+        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        found: dict[str, Found] = {}
+        wanted = {target.subject: target for target in targets}
+        for subject, target in list(wanted.items()):
+            copy = core.cache.lookup(subject)
+            if copy is not None:
+                found[target.key] = (copy, Tier.MEMORY_CACHE)
+                del wanted[subject]
+        rest = list(wanted.values())
+        for start in range(0, len(rest), limits.MULTI_GET_SUBJECTS_MAX):
+            chunk = rest[start : start + limits.MULTI_GET_SUBJECTS_MAX]
+            while True:
+                try:
+                    found |= await self._load_many(chunk)
+                    break
+                except UnavailableError as error:
+                    await backoff.pause(error)
+                except OutcomeUnknownError as error:
+                    await backoff.pause(UnavailableError(str(error), tier="DISTRIBUTED_KV"))
+        now_ms = core.now_ms()
+        return {key: pair for key, pair in found.items() if not entries.gone(pair[0], now_ms)}
+
+    async def _load_many(self, targets: list[Target]) -> dict[str, Found]:
+        core = self._core
+        tickets = [core.cache.ticket(target.subject) for target in targets]
+        generation, t0_ms = core.link.generation, core.link.server_now_ms()
+        messages = await core.messages(targets)
+        found: dict[str, Found] = {}
+        absent: dict[str, tuple[Target, int]] = {}
+        for target in targets:
+            message = messages.get(target.subject)
+            stored = None if message is None else entries.from_message(message, core.epochs)
+            if message is not None and stored is not None and entries.believed(stored, message):
+                found[target.key] = (stored, Tier.DISTRIBUTED_KV)
+            else:
+                absent[target.row_key] = (target, 0 if message is None else message.sequence)
+        if absent:
+            offers = []
+            for row in await core.table.read_many(targets[0].agent.id, list(absent)):
+                target, over = absent[row.key]
+                stored = entries.from_row(row)
+                if not stored.deleted:
+                    found[target.key] = (stored, Tier.RELATIONAL_DB)
+                    offers.append(
+                        self._hydrator.offer(target.wire, stored, t0_ms=t0_ms, over=over, generation=generation)
+                    )
+            await asyncio.gather(*offers)
+        for target, ticket in zip(targets, tickets, strict=True):
+            pair = found.get(target.key)
+            core.counts.hit(pair)
+            if pair is not None:
+                core.cache.fill(target.subject, pair[0], ticket)
+        return found
+
+    async def scan(self, agent: keys.AgentRef, prefix: str) -> AsyncIterator[tuple[str, Stored, Tier]]:
+        """Every live key of an agent that begins with `prefix`, once each: KV first, then what only SQL holds.
+
+        The order of the two tiers matters (flow rule 25): a key that is flushed and evicted in between is then found
+        in SQL. Memory: the set of key names.
+        """
+        core = self._core
+        seen: set[str] = set()
+        async for message in core.stream.live(core.agent_filter(agent)):
+            stored = entries.from_message(message, core.epochs)
+            key = keys.decode_token(core.split(message.subject)[1])
+            if not key.startswith(prefix) or key in seen or not entries.believed(stored, message):
+                continue
+            seen.add(key)
+            if not entries.gone(stored, core.now_ms()):
+                yield key, stored, Tier.DISTRIBUTED_KV
+        after: str | None = None
+        row_prefix = keys.sql_key(prefix)
+        while rows := await core.table.page(agent.id, after, row_prefix, limits.LIST_PAGE_KEYS, live_only=True):
+            after = rows[-1].key
+            for row in rows:
+                key = keys.from_sql_key(row.key)
+                stored = entries.from_row(row)
+                if key not in seen and not entries.gone(stored, core.now_ms()):
+                    yield key, stored, Tier.RELATIONAL_DB
+
+
+def _take(outcome: _Outcome) -> Found | None:
+    found, error = outcome
+    if error is not None:
+        raise error
+    return found

@@ -1,0 +1,107 @@
+"""Prevent a rewind where the server is ours: empty a NATS store that did not stop cleanly into SQL, and skip numbers
+that may have been given out before (flow.md, head; I1, I3).
+
+After a power loss the stream may lack its newest messages and would give their sequences to others; its consumers'
+state may be newer than the stream itself, so their acks say nothing. Before the port is told to anyone every live
+entry goes through the fence, then the stream is purged past anything that it can ever have used.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from cenote import limits
+from cenote.config import Config
+from cenote.engine import entries
+from cenote.engine.batch import Batch, Delivery, build
+from cenote.engine.belonging import settle
+from cenote.engine.epoch import Epochs
+from cenote.engine.writer_id import new_writer_id
+from cenote.errors import CodecError
+from cenote.kv.link import Link
+from cenote.kv.message import Message
+from cenote.kv.stream import StateStream
+from cenote.model import key as keys
+from cenote.naming import AGENT_STATE, Names
+from cenote.sql.errors import DataRefused
+from cenote.sql.rows import Guard, Heartbeat, Row
+from cenote.sql.state import StateTable
+
+log = logging.getLogger("cenote.engine")
+
+
+@dataclass
+class Recovered:
+    """What a recovery moved: live entries read, entries quarantined."""
+
+    entries: int = 0
+    quarantined: int = 0
+
+
+async def recover(link: Link, table: StateTable, names: Names, config: Config) -> Recovered:
+    """Drain one namespace's stream into SQL and purge it past its high water.
+
+    Raises:
+        CodecError: an entry of a newer format, which only a newer cenote can carry over; nothing was purged.
+        UnavailableError, SetupError: a server went away, or does not belong to the other.
+    """
+    stream = StateStream(link, names)
+    epochs, info = await settle(link, stream, table, names, config, new_writer_id())
+    guard = Guard(epochs.newest, (await table.epochs())[-1].incarnation or "")
+    recovered = Recovered()
+    async for batch in _batches(stream, epochs, names):
+        await _commit(table, batch, guard, epochs, recovered)
+    flushed = await table.high_water(epochs.newest)
+    high_water = max(info.last_seq, flushed.sequence if flushed else 0)
+    await stream.purge_below(high_water + limits.REWIND_GAP, generation=link.generation)
+    log.info("recovered %s: %d entries drained into PostgreSQL", names.stream(AGENT_STATE), recovered.entries)
+    return recovered
+
+
+async def _batches(stream: StateStream, epochs: Epochs, names: Names) -> AsyncIterator[Batch]:
+    prefix = names.subject(AGENT_STATE)
+    waiting: list[Delivery] = []
+    async for message in stream.live(prefix + ">"):
+        waiting.append(_delivery(message))
+        if len(waiting) == 500:
+            yield build(waiting, epochs, len(prefix))
+            waiting.clear()
+    if waiting:
+        yield build(waiting, epochs, len(prefix))
+
+
+def _delivery(message: Message) -> Delivery:
+    return Delivery(message.subject, message.sequence, message.time_us, message.header, message.payload, b"")
+
+
+async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs, recovered: Recovered) -> None:
+    if batch.later:
+        raise CodecError(
+            f"{len(batch.later)} entries were written by a newer cenote", hint="start that version once more"
+        )
+    recovered.entries += len(batch.settled)
+    for item in batch.poison:
+        letter = table.flush_one_quarantined(
+            item.row, guard, _heartbeat([item.row], epochs), reason=item.reason, envelope=item.envelope
+        )
+        await letter
+        recovered.quarantined += 1
+    if not batch.rows:
+        return
+    heartbeat = _heartbeat(batch.rows, epochs)
+    try:
+        await table.flush(batch.rows, guard, heartbeat)
+    except DataRefused as refused:
+        for row in batch.rows:
+            try:
+                await table.flush([row], guard, heartbeat)
+            except DataRefused:
+                await table.flush_one_quarantined(
+                    entries.exact(row), guard, heartbeat, reason=str(refused), envelope=""
+                )
+                recovered.quarantined += 1
+    await table.register([(agent.id, keys.sql_key(agent.text)) for agent in batch.agents])
+
+
+def _heartbeat(rows: list[Row], epochs: Epochs) -> Heartbeat:
+    return Heartbeat("recovery", epochs.store_id, max(row.version for row in rows), max(row.kv_time_us for row in rows))

@@ -1,0 +1,235 @@
+"""Writes: publish, acknowledgement, and what to do when the answer is lost (I5, I12; flow rules 6, 15, 16).
+
+Every write of state gets its version from the stream; there is no second road into SQL. A repeat is sent only after a
+proof that the first was not accepted. After a lost answer the leader's entry decides: it carries the operation id.
+"""
+
+from typing import NamedTuple
+
+from cenote import points
+from cenote.engine import entries
+from cenote.engine.core import Core
+from cenote.engine.entries import Target
+from cenote.engine.hydrator import Hydrator
+from cenote.errors import ConflictError, OutcomeUnknownError, UnavailableError
+from cenote.kv.errors import AnswerLost, WrongSequence
+from cenote.kv.stream import sequence_of
+from cenote.model import entry
+from cenote.model.entry import Stored, Version
+from cenote.retry import Backoff
+
+
+class Content(NamedTuple):
+    """What a write puts under a key."""
+
+    codec: str
+    body: bytes
+    expires_ms: int | None = None
+    deleted: bool = False
+
+
+TOMBSTONE = Content(entries.NO_VALUE, b"", None, True)
+
+
+class Base(NamedTuple):
+    """What a compare-and-set builds on: the believed state of a key, and the sequence that holds it in KV now."""
+
+    stored: Stored | None
+    sequence: int
+    generation: int
+
+
+class Writer:
+    """Publishes writes for one process; its id and a counter make the operation id of each."""
+
+    def __init__(self, core: Core, hydrator: Hydrator) -> None:
+        self._core = core
+        self._hydrator = hydrator
+        self._writer_id = core.writer_id
+        self._operations = 0
+
+    async def write(self, target: Target, content: Content) -> Stored:
+        """Put or delete whatever is there; the newest write wins by the stream's order.
+
+        Raises:
+            UnavailableError: KV could not be reached within `kv.deadline_ms`; nothing was written.
+            OutcomeUnknownError: the answer was lost, and the leader does not show this write.
+            BackpressureError: the unflushed backlog is full; nothing was written.
+        """
+        core = self._core
+        core.admit(deleting=content.deleted)
+        operation = self._operation()
+        header = _header(content, operation)
+        timeout_ms = core.config.kv.request_timeout_ms
+        backoff = None
+        try:
+            while True:
+                try:
+                    reply = await core.stream.publish_nowait(target.wire, header, content.body, timeout_ms)
+                    sequence = sequence_of(reply)
+                    break
+                except UnavailableError as error:  # proven: not accepted
+                    backoff = backoff or Backoff(core.config.retry, core.config.kv.deadline_ms)
+                    await backoff.pause(error)
+                except AnswerLost as lost:
+                    sequence = await self._settle(target, operation, lost)
+                    break
+        except BaseException:
+            core.cache.forget(target.subject)
+            raise
+        return self._done(target, content, sequence, operation)
+
+    async def replace(
+        self, target: Target, base: Base, content: Content, operation: str, *, lost: bool = False
+    ) -> Stored | None:
+        """Compare-and-set over `base`; None when another write came first.
+
+        Args:
+            lost: an earlier attempt of the same operation had its answer lost.
+
+        Raises:
+            OutcomeUnknownError: an answer was lost and the leader shows neither this write nor `base`.
+        """
+        core = self._core
+        header = _header(content, operation)
+        timeout_ms = core.config.kv.request_timeout_ms
+        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        try:
+            while True:
+                try:
+                    if lost or core.link.generation != base.generation:
+                        base = await self._again(target, base, operation, lost)
+                    reply = await core.stream.publish_nowait(
+                        target.wire, header, content.body, timeout_ms, base.sequence
+                    )
+                    return self._done(target, content, sequence_of(reply), operation)
+                except _DoneBefore as done:
+                    return self._done(target, content, done.sequence, operation)
+                except WrongSequence:
+                    if not lost:
+                        core.cache.forget(target.subject)
+                        return None
+                    return self._done(target, content, await self._settle(target, operation, None), operation)
+                except AnswerLost as error:
+                    # The same operation over the same base can take effect once only, so it may be sent again.
+                    lost = True
+                    await backoff.pause(UnavailableError(str(error)))
+                except UnavailableError as error:
+                    await backoff.pause(error)
+        except BaseException as error:
+            core.cache.forget(target.subject)
+            if lost and isinstance(error, UnavailableError):
+                raise _unknown(target) from error
+            raise
+
+    async def base(self, target: Target) -> Base:
+        """The state of a key to build on, with a sequence to compare (F-mark): a key that only SQL holds is hydrated
+        first, one that nobody holds gets a clean tombstone, so that no dirty write ever expects "nothing".
+
+        Raises:
+            UnavailableError: KV or SQL cannot be reached.
+        """
+        core = self._core
+        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        while True:
+            try:
+                core.admit(deleting=False)
+                found = await self._hydrator.believed(target)
+                if found is not None:
+                    stored, generation = found
+                    live = None if entries.gone(stored, core.now_ms()) else stored
+                    return Base(live, stored.sequence, generation)
+                await backoff.pause(UnavailableError("the hydration of a key was overtaken again and again"))
+            except AnswerLost as lost:
+                await backoff.pause(UnavailableError(str(lost), key=target.key, tier="DISTRIBUTED_KV"))
+            except UnavailableError as error:
+                await backoff.pause(error)
+
+    async def write_if(self, target: Target, content: Content, expected: Version | None) -> Stored:
+        """Write only if the key's version is `expected`; None = the key must not exist in any tier.
+
+        Raises:
+            ConflictError: it is another.
+        """
+        operation = self._operation()
+        while True:
+            base = await self.base(target)
+            actual = None if base.stored is None else base.stored.version
+            if actual != expected:
+                raise _conflict(target, expected, actual)
+            if points.armed:
+                await points.hit("write.compared")
+            stored = await self.replace(target, base, content, operation)
+            if stored is not None:
+                return stored
+
+    def next_operation(self) -> str:
+        """An id for one operation of the caller, however many attempts it takes."""
+        return self._operation()
+
+    async def _again(self, target: Target, base: Base, operation: str, lost: bool) -> Base:
+        """Read `base` again at the leader; it must be the same entry, or the operation itself, or we cannot know."""
+        core = self._core
+        generation = core.link.generation
+        found = await core.leader(target)
+        if found is not None and found.op == operation:
+            raise _DoneBefore(found.sequence)
+        if found is None or base.sequence != found.sequence:
+            raise _unknown(target) if lost else WrongSequence(400, 10071, "the key has changed")
+        return Base(base.stored, base.sequence, generation)
+
+    async def _settle(self, target: Target, operation: str, cause: BaseException | None) -> int:
+        """After a lost answer: the sequence under which the leader holds this very operation."""
+        core = self._core
+        try:
+            found = await core.leader(target, deadline_ms=core.settle_ms())
+        except (UnavailableError, AnswerLost) as error:
+            raise _unknown(target) from (cause or error)
+        if found is None or found.op != operation:
+            raise _unknown(target) from cause
+        return found.sequence
+
+    def _done(self, target: Target, content: Content, sequence: int, operation: str) -> Stored:
+        core = self._core
+        version = Version(core.epochs.newest, sequence)
+        stored = Stored(
+            version, sequence, content.codec, content.body, content.deleted, core.now_ms() * 1000,
+            content.expires_ms, False, 0, operation,
+        )  # fmt: skip
+        if sequence > core.own_sequence:
+            core.own_sequence = sequence
+        if core.listening:
+            core.cache.own_write(target.subject, stored)
+        core.counts.writes += 1
+        return stored
+
+    def _operation(self) -> str:
+        self._operations += 1
+        return f"{self._writer_id}.{self._operations:x}"
+
+
+class _DoneBefore(Exception):
+    """The operation itself is what the leader holds."""
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+
+
+def _unknown(target: Target) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"the answer to the write of {target.key!r} was lost: it may or may not have happened",
+        key=target.key, tier="DISTRIBUTED_KV", hint="read the key before you write it again",
+    )  # fmt: skip
+
+
+def _conflict(target: Target, expected: Version | None, actual: Version | None) -> ConflictError:
+    wanted = "absent" if expected is None else f"at version {expected}"
+    found = "absent" if actual is None else f"at version {actual}"
+    return ConflictError(
+        f"{target.key!r} should be {wanted} but is {found}", key=target.key, hint="read it and decide again"
+    )
+
+
+def _header(content: Content, operation: str) -> bytes:
+    line = entry.header(content.codec, operation, content.expires_ms, None)
+    return line + entries.TOMBSTONE if content.deleted else line

@@ -1,0 +1,136 @@
+"""The store: opens servers, connections and machines, and closes them in the right order."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Generator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from cenote import health as healths
+from cenote.agent import AgentState
+from cenote.config import Config
+from cenote.embedded.servers import Servers
+from cenote.engine import monitor
+from cenote.engine.barrier import Barrier
+from cenote.engine.machines import Machines
+from cenote.engine.watcher import Watch, selector
+from cenote.errors import CenoteError, NotDurableError
+from cenote.model.duration import seconds
+from cenote.model.entry import Entry, Version
+from cenote.model.key import agent_ref
+from cenote.opening import open_machines
+from cenote.sql.pool import Database
+
+log = logging.getLogger("cenote")
+
+
+class Store:
+    """One open store. Get it from `cenote.open()`; one per process is enough, any number of tasks may share it."""
+
+    def __init__(self, config: Config, machines: Machines, servers: Servers | None) -> None:
+        self.config = config
+        self._machines = machines
+        self._core = machines.core
+        self._servers = servers
+        self._closed = False
+
+    def agent(self, agent_id: str | UUID) -> AgentState:
+        """The state of one agent: named by a UUID (or its canonical lower-case text), or by any other text of 1 to
+        200 characters, compared exactly. Costs nothing and asks no server. RejectedError when it cannot be a name."""
+        return AgentState(self._machines, agent_ref(agent_id))
+
+    async def flush(self, timeout: timedelta | float | None = None) -> None:
+        """Wait until everything acknowledged so far, by anyone, is in SQL.
+
+        Raises:
+            NotDurableError: not within `timeout`; nothing is lost.
+            OutcomeUnknownError: the connection to NATS was replaced meanwhile; call it again.
+        """
+        await Barrier(self._core).everything(seconds(timeout, "timeout"))
+
+    async def stats(self) -> monitor.Stats:
+        """Counts, lag and violations; see `Stats`. UnavailableError when KV cannot be reached."""
+        return await monitor.stats(self._machines)
+
+    async def health(self) -> healths.Health:
+        """A verdict with reasons: both servers, and the consistency window."""
+        return await healths.health(self._machines)
+
+    async def watch(
+        self, agents: str = "*", *, prefix: str = "", since: Version | int | None = None
+    ) -> AsyncIterator[Entry]:
+        """Entries, deletes and expiries of all agents whose name matches the shell-style pattern; see
+        `AgentState.watch`."""
+        watch = Watch(self._core, agent=None, select=selector(agents), prefix=prefix, since=since)
+        async for entry in watch.events():
+            yield entry
+
+    @property
+    def servers(self) -> dict[str, Any] | None:
+        """What runs embedded: pids, addresses, data directory; None when both servers are given by URL."""
+        return None if self._servers is None else self._servers.info()
+
+    async def aclose(self) -> None:
+        """Wait up to `flush.drain_ms` for this process's own writes to reach SQL, then leave. What is not there by
+        then is safe in KV. The last process that leaves stops embedded servers."""
+        if self._closed:
+            return
+        self._closed = True
+        core = self._core
+        drain_s = self.config.flush.drain_ms / 1000
+        if core.own_sequence and drain_s and core.link.connected:
+            try:
+                await Barrier(core).everything(drain_s, up_to=core.own_sequence)
+            except NotDurableError:
+                log.warning("left before PostgreSQL had everything; the rest is safe in KV")
+            except CenoteError as error:
+                log.warning("left without waiting for PostgreSQL: %s", error)
+        await close_machines(self._machines, self._core.db)
+        if self._servers is not None:
+            await self._servers.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def close_machines(machines: Machines, db: Database) -> None:
+    """Stop in the order of the flow: nobody writes, nobody flushes, nobody listens, the connections go."""
+    if machines.flusher is not None:
+        await machines.flusher.stop()
+    await machines.core.close()
+    await machines.core.link.close()
+    await db.close()
+
+
+class Opening:
+    """What `cenote.open()` returns: `async with` it, or `await` it and call `aclose()` yourself."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._store: Store | None = None
+
+    def __await__(self) -> Generator[Any, None, Store]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Store:
+        self._store = await self._open()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._store is not None:
+            await asyncio.shield(self._store.aclose())
+
+    async def _open(self) -> Store:
+        machines, servers = await open_machines(self._config)
+        log.debug("store open in process %d", os.getpid())
+        return Store(self._config, machines, servers)
