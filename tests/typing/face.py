@@ -1,0 +1,18 @@
+"""Never run: mypy reads it as a user's program, so the types that the face promises are a contract."""
+
+from typing import assert_type
+
+import cenote
+
+
+async def a_program() -> None:
+    async with cenote.open() as store:
+        assert_type(store, cenote.Store)
+        scout = store.agent("scout-7")
+        assert_type(scout, cenote.AgentState)
+        receipt = await scout.put("plan", {"goal": "map the cave"})
+        assert_type(receipt, cenote.Receipt)
+        assert_type(receipt.version, cenote.Version)
+        assert_type(await receipt.durable(), cenote.Receipt)
+        assert_type((await scout.entry("plan")).version, cenote.Version)
+        assert_type(await scout.delete("plan", if_version=receipt), cenote.Receipt)
