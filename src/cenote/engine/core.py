@@ -101,6 +101,7 @@ class Core:
         self._owed = 0
         self._feed: Feed | None = None
         self._prefix_length = len(self.stream.prefix)
+        self._own_mark = f";{writer_id}.".encode("ascii")
         self._listen_lock = asyncio.Lock()
         self._probe_now = asyncio.Event()
         self._probe_task: asyncio.Task[None] | None = None
@@ -247,20 +248,23 @@ class Core:
             self._seen = sequence
         name = subject.decode("ascii")
         held = self.cache.event(name)
-        if (held is not None and held.sequence < sequence) or self.listeners:
+        # An own write is installed when its acknowledgement comes, which is at the same moment.
+        news = held is not None and held.sequence < sequence and self._own_mark not in header
+        if news or self.listeners:
             message = Message(name, sequence, time_us, header, payload)
-            if held is not None and held.sequence < sequence:
-                self._push(message)
+            if news and held is not None:
+                self._push(held, message)
             for listener in self.listeners:
                 listener(message)
 
-    def _push(self, message: Message) -> None:
+    def _push(self, held: Stored, message: Message) -> None:
         try:
             stored = entries.from_message(message, self.epochs)
         except CenoteError:
             self.cache.forget(message.subject)  # a reader will meet the same entry and raise
             return
-        self.cache.push(message.subject, stored)
+        if stored.version >= held.version and entries.believed(stored, message):
+            self.cache.push(message.subject, stored)
 
     def _gap(self) -> None:
         self.counts.gaps += 1

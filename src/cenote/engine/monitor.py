@@ -21,8 +21,8 @@ class Stats:
         lag_ms_p50, lag_ms_p95, lag_ms_p99: KV ack → SQL commit over the last `health.window_s` seconds.
         violations: writes whose lag exceeded `flush.window_ms` since the active flusher began.
         hits: reads of this process by the tier that answered, and misses.
-        flushed, coalesced, evicted, hydrated, quarantined, commits: counts since the flusher (hydrated: this process)
-            began; coalesced = writes that a newer one of the same key replaced before a flush, as this process saw.
+        flushed, commits, evicted, quarantined, unknown_formats: of the active flusher since it began.
+        hydrated, writes: of this process since it opened the store.
         flusher: the process that flushes, "" when none does.
         epoch: the newest epoch.
     """

@@ -70,12 +70,14 @@ class Reader:
                 generation, t0_ms = core.link.generation, core.link.server_now_ms()
                 message = await core.message(target)
                 found, over = await self._judge(target, message)
-                if found is not None and found[1] is Tier.RELATIONAL_DB:
-                    await self._hydrator.offer(target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation)
                 if found is not None:
                     core.cache.fill(target.subject, found[0], ticket)
                     if entries.gone(found[0], core.now_ms()):
                         found = None
+                    elif found[1] is Tier.RELATIONAL_DB:
+                        await self._hydrator.offer(
+                            target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation
+                        )
                 core.counts.hit(found)
                 return found
             except UnavailableError as error:
