@@ -67,7 +67,7 @@ class Barrier:
         core = self._core
         wanted: Wanted = {}
         prefix = core.stream.prefix
-        async for message in core.stream.live(prefix + suffix, from_sequence):
+        async for message in core.live(prefix + suffix, from_sequence):
             token, key_token = core.split(message.subject)
             if token.startswith(keys.RESERVED) and not _is_agent(token):
                 continue  # our own meta entries belong to no agent
@@ -101,7 +101,7 @@ class Barrier:
 
     async def _any_live(self, first: int, last: int) -> bool:
         core = self._core
-        async for message in core.stream.live(core.stream.prefix + ">", first):
+        async for message in core.live(core.stream.prefix + ">", first):
             return message.sequence <= last
         return False
 

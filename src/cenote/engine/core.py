@@ -8,7 +8,8 @@ shown drops L1; three seconds of silence end its coherence; a stream created ane
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cenote import limits
@@ -19,7 +20,7 @@ from cenote.engine.cache import Cache
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
 from cenote.engine.epoch import DURABLE_KEY, Epochs
-from cenote.errors import BackpressureError, CenoteError, SetupError, UnavailableError
+from cenote.errors import BackpressureError, CenoteError, OutcomeUnknownError, SetupError, UnavailableError
 from cenote.kv.bucket import StreamInfo
 from cenote.kv.consumer import ConsumerInfo, consumer_info
 from cenote.kv.errors import JsNotFound, TooManyResults
@@ -30,6 +31,7 @@ from cenote.kv.watch import Feed
 from cenote.model import key as keys
 from cenote.model.entry import Stored, Tier
 from cenote.naming import Names
+from cenote.retry import Backoff
 from cenote.sql.pool import Database
 from cenote.sql.state import StateTable
 
@@ -70,6 +72,15 @@ class Counts:
 
 
 Listener = Callable[[Message], None]
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """A read whose answer was lost may simply be made again: the tier is unavailable, nothing is unknown."""
+    try:
+        yield
+    except OutcomeUnknownError as error:
+        raise UnavailableError(str(error), key=error.key, tier=error.tier) from error
 
 
 class Core:
@@ -173,31 +184,28 @@ class Core:
 
     # --- reads ----------------------------------------------------------------------------------------------
 
-    async def message(self, target: Target) -> Message | None:
+    async def message(self, target: Target, timeout_ms: int | None = None) -> Message | None:
         """A key's message by direct get. With replicas a follower may answer: what it lacks, or what is older than
         this process's own writes, is asked of the leader (I5, flow rule 9)."""
-        message = await self.stream.get(target.wire)
+        message = await self.stream.get(target.wire, timeout_ms)
         if self.config.kv.replicas > 1 and (message is None or message.sequence < self.own_sequence):
             return await self.stream.leader_get(target.subject)
         return message
 
-    async def leader_message(self, target: Target) -> Message | None:
+    async def leader_message(self, target: Target, timeout_ms: int | None = None) -> Message | None:
         """A key's message as the stream's leader holds it; one server is its own leader."""
         if self.config.kv.replicas > 1:
             return await self.stream.leader_get(target.subject)
-        return await self.stream.get(target.wire)
+        return await self.stream.get(target.wire, timeout_ms)
 
-    async def leader(self, target: Target, *, deadline_ms: int = 0) -> Stored | None:
-        """The leader's entry of a key, asked again until the deadline (default: one attempt)."""
-        until = time.monotonic() + deadline_ms / 1000
-        while True:
-            try:
-                message = await self.leader_message(target)
-                return None if message is None else entries.from_message(message, self.epochs)
-            except UnavailableError:
-                if time.monotonic() >= until:
-                    raise
-                await asyncio.sleep(0.05)
+    async def leader(self, target: Target, timeout_ms: int) -> Stored | None:
+        """The leader's entry of a key."""
+        message = await self.leader_message(target, timeout_ms)
+        return None if message is None else entries.from_message(message, self.epochs)
+
+    def attempt_ms(self, backoff: Backoff) -> int:
+        """How long the next attempt of a call may take: `kv.request_timeout_ms`, or what is left of its deadline."""
+        return max(1, min(self.config.kv.request_timeout_ms, int(backoff.left_ms)))
 
     async def messages(self, targets: list[Target]) -> dict[str, Message]:
         """Many keys' messages by subject; one snapshot (at most 1,024 keys) unless they are too large for one."""
@@ -216,13 +224,15 @@ class Core:
                         found[target.subject] = confirmed
         return found
 
+    async def live(self, filter_subject: str, first: int = 1) -> AsyncIterator[Message]:
+        """Live entries in sequence order. UnavailableError when the listing cannot be completed: it is never short."""
+        with reading():
+            async for message in self.stream.live(filter_subject, first):
+                yield message
+
     async def consumer(self, name: str) -> ConsumerInfo | None:
         """The flusher's durable; None when there is no such consumer."""
         return await consumer_info(self.link, self.stream.name, name)
-
-    def settle_ms(self) -> int:
-        """How long to look for a lost answer at the leader."""
-        return max(0, self.config.kv.deadline_ms - self.config.kv.request_timeout_ms)
 
     # --- L1 coherence ---------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Evictor:
     async def tick(self) -> int:
         """Evict what may be evicted now; the number of entries removed."""
         core = self._core
+        await self._same_database()  # the first time, before any floor is recorded
         consumer = await core.consumer(self._durable)
         if consumer is None or core.link.generation != self._generation:
             return 0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cenote import limits, points
 from cenote.engine import entries
-from cenote.engine.core import Core
+from cenote.engine.core import Core, reading
 from cenote.engine.entries import ABSENT, Target
 from cenote.errors import BackpressureError, OutcomeUnknownError, UnavailableError
 from cenote.kv.errors import WrongSequence
@@ -123,7 +123,9 @@ class Hydrator:
                 wire = core.target(agent, keys.from_sql_key(row.key)).wire
                 offers.append(self.install(wire, stored, t0_ms=t0_ms, over=0, generation=generation))
                 sizes.append(len(stored.body))
-            for sequence, size in zip(await asyncio.gather(*offers), sizes, strict=True):
+            with reading():
+                sequences = await asyncio.gather(*offers)
+            for sequence, size in zip(sequences, sizes, strict=True):
                 if sequence is not None:
                     keys_brought += 1
                     bytes_brought += size

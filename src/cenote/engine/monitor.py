@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from cenote.engine.core import reading
 from cenote.engine.machines import Machines
 from cenote.errors import CenoteError
 
@@ -53,9 +54,10 @@ class Stats:
 async def stats(machines: Machines) -> Stats:
     """Ask KV, the flusher's board and SQL. Raises UnavailableError when KV cannot be reached."""
     core, counts = machines.core, machines.core.counts
-    await core.probe_once()
-    info = await core.stream.info()
-    board = await machines.lease.read()
+    with reading():
+        await core.probe_once()
+        info = await core.stream.info()
+        board = await machines.lease.read()
     now_ms = core.now_ms()
     alive = board is not None and board.holder != "" and board.alive(now_ms)
     dirty = core.backlog
@@ -85,7 +87,7 @@ async def _oldest_entry_ms(machines: Machines) -> int:
     name = core.durable_name
     consumer = None if name is None else await core.consumer(name)
     floor = 0 if consumer is None else consumer.floor
-    async for message in core.stream.live(core.stream.prefix + ">", floor + 1):
+    async for message in core.live(core.stream.prefix + ">", floor + 1):
         return core.now_ms() - message.time_us // 1000
     return 0
 

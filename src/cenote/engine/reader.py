@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 
 from cenote import limits
 from cenote.engine import entries
-from cenote.engine.core import Core
+from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
-from cenote.errors import OutcomeUnknownError, UnavailableError
+from cenote.errors import UnavailableError
 from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.model.entry import Stored, Tier
@@ -36,9 +36,6 @@ class Reader:
         Raises:
             UnavailableError: neither L1 nor KV (or, for what KV does not hold, SQL) answered within the deadline.
         """
-        core = self._core
-        if not core.listening:
-            await core.listen()
         # The first reader of a key does the work inline; only when a second one comes is there a future to share.
         while target.subject in self._flights:
             shared = self._flights[target.subject]
@@ -64,35 +61,44 @@ class Reader:
     async def _load(self, target: Target) -> Found | None:
         core = self._core
         backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        timeout_ms = core.config.kv.request_timeout_ms
         while True:
             try:
-                ticket = core.cache.ticket(target.subject)
-                generation, t0_ms = core.link.generation, core.link.server_now_ms()
-                message = await core.message(target)
-                found, over = await self._judge(target, message)
-                if found is not None:
-                    core.cache.fill(target.subject, found[0], ticket)
-                    if entries.gone(found[0], core.now_ms()):
-                        found = None
-                    elif found[1] is Tier.RELATIONAL_DB:
-                        await self._hydrator.offer(
-                            target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation
-                        )
-                core.counts.hit(found)
-                return found
+                with reading():
+                    return await self._attempt(target, backoff, timeout_ms)
             except UnavailableError as error:
                 await backoff.pause(error)
-            except OutcomeUnknownError as error:
-                await backoff.pause(UnavailableError(str(error), key=target.key, tier="DISTRIBUTED_KV"))
+            timeout_ms = core.attempt_ms(backoff)
 
-    async def _judge(self, target: Target, message: Message | None) -> tuple[Found | None, int]:
+    async def _attempt(self, target: Target, backoff: Backoff, timeout_ms: int) -> Found | None:
+        core = self._core
+        if not core.listening:
+            await core.listen()
+        ticket = core.cache.ticket(target.subject)
+        generation, t0_ms = core.link.generation, core.link.server_now_ms()
+        message = await core.message(target, timeout_ms)
+        found, over = await self._judge(target, message, backoff)
+        if found is not None:
+            core.cache.fill(target.subject, found[0], ticket)
+            if entries.gone(found[0], core.now_ms()):
+                found = None
+            elif found[1] is Tier.RELATIONAL_DB:
+                await self._hydrator.offer(target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation)
+        core.counts.hit(found)
+        return found
+
+    async def _judge(self, target: Target, message: Message | None, backoff: Backoff) -> tuple[Found | None, int]:
         """What a KV answer means; asks SQL where KV does not hold the key. Also: the sequence a copy would replace."""
         core = self._core
         if message is not None:
             stored = entries.from_message(message, core.epochs)
             if entries.believed(stored, message):
                 return (stored, Tier.DISTRIBUTED_KV), message.sequence
-        row = await core.table.read(target.agent.id, target.row_key)
+        try:
+            async with asyncio.timeout(backoff.left_ms / 1000):
+                row = await core.table.read(target.agent.id, target.row_key)
+        except TimeoutError as error:
+            raise UnavailableError("PostgreSQL did not answer in time", key=target.key, tier="RELATIONAL_DB") from error
         over = 0 if message is None else message.sequence
         if row is None or row.deleted:
             return None, over
@@ -101,13 +107,11 @@ class Reader:
     async def read_many(self, targets: Sequence[Target]) -> dict[str, Found]:
         """The states of many keys of one agent, by key, without the absent ones."""
         core = self._core
-        if not core.listening:
-            await core.listen()
         backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
         found: dict[str, Found] = {}
         wanted = {target.subject: target for target in targets}
         for subject, target in list(wanted.items()):
-            copy = core.cache.lookup(subject)
+            copy = core.cache.lookup(subject) if core.listening else None
             if copy is not None:
                 found[target.key] = (copy, Tier.MEMORY_CACHE)
                 del wanted[subject]
@@ -116,17 +120,18 @@ class Reader:
             chunk = rest[start : start + limits.MULTI_GET_SUBJECTS_MAX]
             while True:
                 try:
-                    found |= await self._load_many(chunk)
+                    with reading():
+                        found |= await self._load_many(chunk)
                     break
                 except UnavailableError as error:
                     await backoff.pause(error)
-                except OutcomeUnknownError as error:
-                    await backoff.pause(UnavailableError(str(error), tier="DISTRIBUTED_KV"))
         now_ms = core.now_ms()
         return {key: pair for key, pair in found.items() if not entries.gone(pair[0], now_ms)}
 
     async def _load_many(self, targets: list[Target]) -> dict[str, Found]:
         core = self._core
+        if not core.listening:
+            await core.listen()
         tickets = [core.cache.ticket(target.subject) for target in targets]
         generation, t0_ms = core.link.generation, core.link.server_now_ms()
         messages = await core.messages(targets)
@@ -165,7 +170,7 @@ class Reader:
         """
         core = self._core
         seen: set[str] = set()
-        async for message in core.stream.live(core.agent_filter(agent)):
+        async for message in core.live(core.agent_filter(agent)):
             stored = entries.from_message(message, core.epochs)
             key = keys.decode_token(core.split(message.subject)[1])
             if not key.startswith(prefix) or key in seen or not entries.believed(stored, message):

@@ -152,7 +152,7 @@ class Watch:
         base = core.stream.prefix
         seen: set[str] = set()
         listed: dict[str, int] = {}
-        async for message in core.stream.live(f"{base}{self._agent.token}.>" if self._agent else f"{base}>", first):
+        async for message in core.live(f"{base}{self._agent.token}.>" if self._agent else f"{base}>", first):
             if message.sequence > start.revision:
                 listed[message.subject] = message.sequence
             seen.add(message.subject)

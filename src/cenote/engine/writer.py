@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cenote import points
 from cenote.engine import entries
-from cenote.engine.core import Core
+from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
 from cenote.errors import ConflictError, OutcomeUnknownError, UnavailableError
@@ -61,7 +61,7 @@ class Writer:
         operation = self._operation()
         header = _header(content, operation)
         timeout_ms = core.config.kv.request_timeout_ms
-        backoff = None
+        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
         try:
             while True:
                 try:
@@ -69,10 +69,10 @@ class Writer:
                     sequence = sequence_of(reply)
                     break
                 except UnavailableError as error:  # proven: not accepted
-                    backoff = backoff or Backoff(core.config.retry, core.config.kv.deadline_ms)
                     await backoff.pause(error)
+                    timeout_ms = core.attempt_ms(backoff)
                 except AnswerLost as lost:
-                    sequence = await self._settle(target, operation, lost)
+                    sequence = await self._settle(target, operation, backoff, lost)
                     break
         except BaseException:
             core.cache.forget(target.subject)
@@ -98,7 +98,7 @@ class Writer:
             while True:
                 try:
                     if lost or core.link.generation != base.generation:
-                        base = await self._again(target, base, operation, lost)
+                        base = await self._again(target, base, operation, lost, timeout_ms)
                     reply = await core.stream.publish_nowait(
                         target.wire, header, content.body, timeout_ms, base.sequence
                     )
@@ -109,13 +109,15 @@ class Writer:
                     if not lost:
                         core.cache.forget(target.subject)
                         return None
-                    return self._done(target, content, await self._settle(target, operation, None), operation)
+                    sequence = await self._settle(target, operation, backoff, None)
+                    return self._done(target, content, sequence, operation)
                 except AnswerLost as error:
                     # The same operation over the same base can take effect once only, so it may be sent again.
                     lost = True
                     await backoff.pause(UnavailableError(str(error)))
                 except UnavailableError as error:
                     await backoff.pause(error)
+                timeout_ms = core.attempt_ms(backoff)
         except BaseException as error:
             core.cache.forget(target.subject)
             if lost and isinstance(error, UnavailableError):
@@ -134,14 +136,13 @@ class Writer:
         while True:
             try:
                 core.admit(deleting=False)
-                found = await self._hydrator.believed(target)
+                with reading():
+                    found = await self._hydrator.believed(target)
                 if found is not None:
                     stored, generation = found
                     live = None if entries.gone(stored, core.now_ms()) else stored
                     return Base(live, stored.sequence, generation)
                 await backoff.pause(UnavailableError("the hydration of a key was overtaken again and again"))
-            except AnswerLost as lost:
-                await backoff.pause(UnavailableError(str(lost), key=target.key, tier="DISTRIBUTED_KV"))
             except UnavailableError as error:
                 await backoff.pause(error)
 
@@ -167,24 +168,29 @@ class Writer:
         """An id for one operation of the caller, however many attempts it takes."""
         return self._operation()
 
-    async def _again(self, target: Target, base: Base, operation: str, lost: bool) -> Base:
+    async def _again(self, target: Target, base: Base, operation: str, lost: bool, timeout_ms: int) -> Base:
         """Read `base` again at the leader; it must be the same entry, or the operation itself, or we cannot know."""
         core = self._core
         generation = core.link.generation
-        found = await core.leader(target)
+        found = await core.leader(target, timeout_ms)
         if found is not None and found.op == operation:
             raise _DoneBefore(found.sequence)
         if found is None or base.sequence != found.sequence:
             raise _unknown(target) if lost else WrongSequence(400, 10071, "the key has changed")
         return Base(base.stored, base.sequence, generation)
 
-    async def _settle(self, target: Target, operation: str, cause: BaseException | None) -> int:
+    async def _settle(self, target: Target, operation: str, backoff: Backoff, cause: BaseException | None) -> int:
         """After a lost answer: the sequence under which the leader holds this very operation."""
         core = self._core
-        try:
-            found = await core.leader(target, deadline_ms=core.settle_ms())
-        except (UnavailableError, AnswerLost) as error:
-            raise _unknown(target) from (cause or error)
+        while True:
+            try:
+                found = await core.leader(target, core.attempt_ms(backoff))
+                break
+            except (UnavailableError, AnswerLost) as error:
+                try:
+                    await backoff.pause(UnavailableError(str(error)))
+                except UnavailableError:
+                    raise _unknown(target) from (cause or error)
         if found is None or found.op != operation:
             raise _unknown(target) from cause
         return found.sequence
