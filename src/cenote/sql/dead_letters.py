@@ -55,9 +55,7 @@ class DeadLetterTable:
 
     async def dead_letters(self, after_id: int, limit: int) -> list[DeadLetter]:
         """Unresolved letters, oldest first; `after_id` is the last id of the page before, 0 begins."""
-        return [
-            DeadLetter(*row) for row in await self.db.fetch(self.db.queries["dead_letters"], after_id, limit)
-        ]
+        return [DeadLetter(*row) for row in await self.db.fetch(self.db.queries["dead_letters"], after_id, limit)]
 
     async def dead_letter(self, letter_id: int) -> DeadLetter | None:
         """One unresolved letter."""

@@ -49,9 +49,7 @@ def translated(error: BaseException) -> CenoteError:
     """Our error for one of asyncpg's; chain it with `raise translated(error) from error`."""
     if isinstance(error, CenoteError):
         return error
-    if isinstance(
-        error, _base.DataError
-    ):  # an argument that asyncpg cannot encode: its message quotes the value
+    if isinstance(error, _base.DataError):  # an argument that asyncpg cannot encode: its message quotes the value
         error.args = ("asyncpg cannot encode an argument",)
         return DataRefused("PostgreSQL's driver cannot encode a value", tier=TIER)
     if isinstance(error, asyncpg.PostgresError):
@@ -93,6 +91,4 @@ def _from_server(error: asyncpg.PostgresError) -> CenoteError:
 
 
 def _words(error: BaseException) -> str:
-    return (
-        str(error.args[0] if error.args and isinstance(error.args[0], str) else error) or type(error).__name__
-    )
+    return str(error.args[0] if error.args and isinstance(error.args[0], str) else error) or type(error).__name__

@@ -133,9 +133,7 @@ class Database:
             rows: list[asyncpg.Record] = await con.fetch(query, *args, timeout=_seconds(timeout_ms))
             return rows
 
-    async def fetchrow(
-        self, query: str, *args: object, timeout_ms: float | None = None
-    ) -> asyncpg.Record | None:
+    async def fetchrow(self, query: str, *args: object, timeout_ms: float | None = None) -> asyncpg.Record | None:
         """The first row, or None."""
         async with self.connection(timeout_ms=timeout_ms) as con:
             return await con.fetchrow(query, *args, timeout=_seconds(timeout_ms))
@@ -220,10 +218,7 @@ class Database:
                     con = await pool.acquire()
                 return con
         except FOREIGN as error:
-            if (
-                isinstance(error, TimeoutError)
-                and pool.get_size() - pool.get_idle_size() >= self.config.pool_max
-            ):
+            if isinstance(error, TimeoutError) and pool.get_size() - pool.get_idle_size() >= self.config.pool_max:
                 raise PoolTimeoutError(
                     f"all {self.config.pool_max} connections to PostgreSQL stayed in use for {limit_s:g} s",
                     tier=TIER,

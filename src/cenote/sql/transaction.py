@@ -96,17 +96,13 @@ async def transact(
             await backoff.pause(error)
 
 
-async def _attempt(
-    db: Database, fn: Callable[[Transaction], Awaitable[T]], isolation: Isolation, left_ms: float
-) -> T:
+async def _attempt(db: Database, fn: Callable[[Transaction], Awaitable[T]], isolation: Isolation, left_ms: float) -> T:
     async with db.lent(timeout_ms=left_ms, strange=True) as con:
         tx = Transaction(db, con)
         try:
             await tx.execute(f"BEGIN ISOLATION LEVEL {isolation.value}")
             result = await fn(tx)
-            if (
-                tx.failed is not None
-            ):  # `fn` swallowed it; PostgreSQL would answer COMMIT with a silent rollback
+            if tx.failed is not None:  # `fn` swallowed it; PostgreSQL would answer COMMIT with a silent rollback
                 raise tx.failed
         except BaseException:
             await _roll_back(con)
