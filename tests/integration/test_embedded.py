@@ -193,7 +193,7 @@ async def test_the_loop_goes_on_while_servers_start(tmp_path: Path) -> None:
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_running(tmp_path: Path) -> None:
-    for delay_s in (0.01, 0.1, 0.3, 0.6):
+    for delay_s in (0.002, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9):
         start = asyncio.create_task(use(tmp_path / "data"))
         await asyncio.sleep(delay_s)
         start.cancel()

@@ -135,9 +135,7 @@ def _postgres_version(place: Path, account: Account | None) -> str:
     )
     match = re.search(r"\(PostgreSQL\) (\d+\S*)", answer.stdout)
     if answer.returncode != 0 or match is None:
-        raise ServerStartError(
-            f"{place / 'postgres'} does not run: {(answer.stderr or answer.stdout).strip()}"
-        )
+        raise ServerStartError(f"{place / 'postgres'} does not run: {(answer.stderr or answer.stdout).strip()}")
     return match.group(1)
 
 

@@ -2,12 +2,15 @@
 runs under start.lock, so there is one actor at a time in all processes."""
 
 import asyncio
+import logging
 
 from cenote.embedded.nats_keeper import NatsKeeper
 from cenote.embedded.needs import Needs
 from cenote.embedded.postgres_keeper import PostgresKeeper
 from cenote.embedded.state import DataDir, Ledger, Name, State
 from cenote.embedded.waiting import blocking
+
+log = logging.getLogger("cenote.embedded")
 
 
 class Lifecycle:
@@ -46,14 +49,26 @@ class Lifecycle:
         return ledger.state
 
     async def stop(self) -> list[Name]:
-        """Stop both servers; the names of those that ran."""
+        """Stop both servers; the names of those that ran.
+
+        That they are stopped may not be noted, on a full disk. This is harmless: a pid in state.json is believed
+        only while its process lives, and without the clean marker the next start recovers the store.
+        """
         state = await blocking(self._directory.load)
         if state is None:
             return []
         ledger = Ledger(self._directory, state)
-        ran = await asyncio.gather(self._nats.stop(ledger), self._postgres.stop(ledger))
         names: tuple[Name, Name] = ("nats", "postgres")
-        return [name for name, did_run in zip(names, ran, strict=True) if did_run]
+        stops = (self._nats.stop(ledger), self._postgres.stop(ledger))
+        ran = []
+        for name, outcome in zip(names, await asyncio.gather(*stops, return_exceptions=True), strict=True):
+            if isinstance(outcome, OSError):
+                log.warning("stopped %s, but cannot note it in %s: %s", name, self._directory.path, outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            if outcome:
+                ran.append(name)
+        return ran
 
     async def _ensure_postgres(self, ledger: Ledger, *, lost: bool, restarting: bool) -> None:
         if await self._postgres.ensure(ledger, lost=lost) and restarting:

@@ -20,9 +20,7 @@ _UNKNOWN = (
 
 
 def dsn(state: State) -> str:
-    return (
-        f"postgresql://{ROLE}:{state.sql_password}@127.0.0.1:{state.postgres_port}/{DATABASE}?sslmode=disable"
-    )
+    return f"postgresql://{ROLE}:{state.sql_password}@127.0.0.1:{state.postgres_port}/{DATABASE}?sslmode=disable"
 
 
 async def log_in(state: State, running: Process, seconds: float) -> str | None:

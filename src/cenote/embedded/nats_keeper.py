@@ -20,7 +20,7 @@ from cenote.embedded.needs import NatsAddress, Needs
 from cenote.embedded.process import Process, alive, rotate, size, tail
 from cenote.embedded.state import DataDir, Ledger, Phase, Server, State
 from cenote.embedded.trouble import not_started
-from cenote.embedded.waiting import blocking
+from cenote.embedded.waiting import blocking, settle
 from cenote.errors import ServerStartError
 from cenote.limits import SERVER_ATTACH_S, SERVER_START_S
 
@@ -72,7 +72,7 @@ class NatsKeeper:
             since = size(self._files.log)
             await blocking(ledger.record, nats_port=port)
             access = _access(ledger.state)
-            born = await self._launch(ledger, binary, access, descriptor, "starting")
+            born = await settle(self._launch(ledger, binary, access, descriptor, "starting"))
             version = await self._await_answer(born.process, access, SERVER_START_S)
             if version is not None:
                 break
@@ -81,12 +81,15 @@ class NatsKeeper:
             port = await blocking(ports.choose, 0)
         await blocking(ledger.record, nats=born.opened(version))
 
-    async def _launch(
-        self, ledger: Ledger, binary: Path, access: Access, descriptor: int, phase: Phase
-    ) -> Server:
+    async def _launch(self, ledger: Ledger, binary: Path, access: Access, descriptor: int, phase: Phase) -> Server:
+        """Start it and note it: one step that is never cancelled in the middle."""
         running = await blocking(self._files.launch, binary, access, descriptor)
         born = Server.born(running, access.port, phase)
-        await blocking(ledger.record, nats=born)
+        try:
+            await blocking(ledger.record, nats=born)
+        except OSError:  # nobody would know of it
+            await blocking(self._files.stop, running)
+            raise
         return born
 
     async def _await_answer(self, running: Process, access: Access, seconds: float) -> str | None:
@@ -106,7 +109,7 @@ class NatsKeeper:
         port = await blocking(ports.choose, 0)
         user, password = secrets.token_urlsafe(16), secrets.token_urlsafe(32)
         access = Access(f"{ledger.state.instance}-recovery", port, user, password)
-        running = (await self._launch(ledger, binary, access, descriptor, "recovery")).process
+        running = (await settle(self._launch(ledger, binary, access, descriptor, "recovery"))).process
         try:
             if await self._await_answer(running, access, SERVER_START_S) is None:
                 raise not_started("nats-server", running, self._files.log, since)
@@ -118,6 +121,7 @@ class NatsKeeper:
             raise _not_recovered(error) from error
         finally:
             graceful = await blocking(self._files.stop, running)
+            await blocking(ledger.record, nats=None)
         if not graceful:
             raise _not_recovered("nats-server did not close its store")
 

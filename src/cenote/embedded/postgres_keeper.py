@@ -13,7 +13,7 @@ from cenote.embedded.postgres_server import Cluster
 from cenote.embedded.process import Process, alive, rotate, size, tail
 from cenote.embedded.state import DataDir, Ledger, Server
 from cenote.embedded.trouble import not_started
-from cenote.embedded.waiting import blocking
+from cenote.embedded.waiting import blocking, settle
 from cenote.limits import SERVER_ATTACH_S, SERVER_RESTART_S, SERVER_START_S
 
 
@@ -58,17 +58,14 @@ class PostgresKeeper:
             await blocking(ledger.record, postgres=server.opened(version))
         return version is not None
 
-    async def _start(
-        self, ledger: Ledger, binary: Postgres, account: Account | None, descriptor: int
-    ) -> None:
+    async def _start(self, ledger: Ledger, binary: Postgres, account: Account | None, descriptor: int) -> None:
         """Start it, again while the backends of a killed server still hold its shared memory."""
         deadline = time.monotonic() + SERVER_RESTART_S
         port = await blocking(ports.choose, ledger.state.postgres_port)
         while True:
             since = size(self._files.log)
-            running = await blocking(self._files.launch, binary, account, port, descriptor)
-            born = Server.born(running, port, "starting")
-            await blocking(ledger.record, postgres=born, postgres_port=port)
+            born = await settle(self._launch(ledger, binary, account, port, descriptor))
+            running = born.process
             if await self._until_ready(running):
                 break
             words = tail(self._files.log, since)
@@ -81,6 +78,19 @@ class PostgresKeeper:
         if version is None:
             raise not_started("PostgreSQL", running, self._files.log, since)
         await blocking(ledger.record, postgres=born.opened(version))
+
+    async def _launch(
+        self, ledger: Ledger, binary: Postgres, account: Account | None, port: int, descriptor: int
+    ) -> Server:
+        """Start it and note it: one step that is never cancelled in the middle."""
+        running = await blocking(self._files.launch, binary, account, port, descriptor)
+        born = Server.born(running, port, "starting")
+        try:
+            await blocking(ledger.record, postgres=born, postgres_port=port)
+        except OSError:  # nobody would know of it
+            await blocking(self._files.stop, running)
+            raise
+        return born
 
     def _may_try_again(self, words: str, deadline: float) -> bool:
         if '"postmaster.pid" already exists' in words:

@@ -52,9 +52,7 @@ class Cluster:
                 "restore it into a new data_dir",
             )
 
-    def create(
-        self, binary: Postgres, account: Account | None, password: str, lock: int, *, sync: bool
-    ) -> None:
+    def create(self, binary: Postgres, account: Account | None, password: str, lock: int, *, sync: bool) -> None:
         """Run initdb into a draft that gets its name when it is complete."""
         self.home.mkdir(mode=0o700, exist_ok=True)
         if account is not None:
@@ -105,18 +103,18 @@ class Cluster:
         return process.stop(running, [*fast, (signal.SIGQUIT, SERVER_STOP_S), (signal.SIGKILL, 5)])
 
     def forget_stale_pid(self) -> bool:
-        """Put a postmaster.pid aside whose pid now belongs to another program, as after a container's
-        restart.
+        """Put a postmaster.pid aside whose pid is a zombie's or another program's; whether it was.
 
-        PostgreSQL cannot tell and refuses to start. We can, because we hold server.lock: no process of the
-        old server is left that could still have the shared memory.
+        PostgreSQL cannot tell and refuses to start: in a container without an init nobody reaps a postmaster that
+        outlived its starter, and after a container's restart its pid may be a stranger's. We can tell because we
+        hold server.lock: no process of the old server is left that could still have the shared memory.
         """
         file = self.data / "postmaster.pid"
         try:
             program = process.program_of(int(file.read_text().splitlines()[0]))
         except (FileNotFoundError, ValueError, IndexError):
             return False
-        if program is None or program.startswith("postgres"):
+        if program is not None and program.startswith("postgres"):
             return False
         file.rename(self.home / "postmaster.pid.stale")
         return True
@@ -168,9 +166,7 @@ def _settings(port: int) -> dict[str, object]:
     }
 
 
-def _run(
-    command: list[str], account: Account | None, descriptors: tuple[int, ...], *, stdin: str = ""
-) -> None:
+def _run(command: list[str], account: Account | None, descriptors: tuple[int, ...], *, stdin: str = "") -> None:
     answer = subprocess.run(
         command,
         input=stdin,

@@ -105,7 +105,9 @@ def holders(lock: Path) -> list[int]:
 
 
 def program_of(pid: int) -> str | None:
-    """The name of the program a pid runs, or None."""
+    """The name of the program a pid runs; None when it runs none, as a zombie."""
+    if _began(pid) is None:
+        return None
     if _LINUX:
         try:
             return Path(f"/proc/{pid}/comm").read_text().strip()

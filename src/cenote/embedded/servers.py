@@ -35,6 +35,7 @@ from cenote.limits import (
 log = logging.getLogger("cenote.embedded")
 
 _NAMES: tuple[Name, ...] = ("nats", "postgres")
+_dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 _POKED_LOOKS = 10  # a killed server's sockets close some milliseconds before it counts as dead …
 _POKED_LOOK_S = 0.02  # … so a poke looks this often
 
@@ -42,9 +43,7 @@ _POKED_LOOK_S = 0.02  # … so a poke looks this often
 class Servers:
     """A lease on the running servers. Addresses may change when a restarted server finds its port taken."""
 
-    def __init__(
-        self, directory: DataDir, needs: Needs, lifecycle: Lifecycle, lease: int, state: State
-    ) -> None:
+    def __init__(self, directory: DataDir, needs: Needs, lifecycle: Lifecycle, lease: int, state: State) -> None:
         self._directory = directory
         self._needs = needs
         self._lifecycle = lifecycle
@@ -108,7 +107,7 @@ class Servers:
                 streak = 0
             if streak:
                 wait_ms = min(SERVER_RESTART_DELAY_MS_MIN << min(streak, 16), SERVER_RESTART_DELAY_MS_MAX)
-                await asyncio.sleep(wait_ms / 1000 * random.uniform(0.7, 1))
+                await asyncio.sleep(wait_ms / 1000 * _dice.uniform(0.7, 1))
             streak += 1
             try:
                 await self._restart()
@@ -124,7 +123,7 @@ class Servers:
     async def _until_one_died(self) -> None:
         looks = 0
         while await blocking(self._all_live):
-            seconds = _POKED_LOOK_S if looks else SERVER_WATCH_MS / 1000 * random.uniform(0.8, 1.2)
+            seconds = _POKED_LOOK_S if looks else SERVER_WATCH_MS / 1000 * _dice.uniform(0.8, 1.2)
             looks = max(0, looks - 1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poked.wait(), seconds)
@@ -267,7 +266,5 @@ def describe(directory: DataDir, state: State, names: list[Name]) -> dict[str, A
 
 
 def _summary(info: dict[str, Any]) -> str:
-    parts = [
-        f"{name} {info[name]['version']} at {info[name]['address']}" for name in _NAMES if info.get(name)
-    ]
+    parts = [f"{name} {info[name]['version']} at {info[name]['address']}" for name in _NAMES if info.get(name)]
     return ", ".join(parts)

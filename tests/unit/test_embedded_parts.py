@@ -89,8 +89,7 @@ from cenote.embedded.locks import open_lock, close_lock, try_lock
 lease = open_lock({str(tmp_path / "lock")!r})
 assert try_lock(lease, fcntl.LOCK_SH)
 if os.fork() == 0:
-    time.sleep(60)
-print(1, flush=True)
+    print(1, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen(
