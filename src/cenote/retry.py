@@ -15,6 +15,9 @@ from typing import Protocol
 from cenote.errors import CenoteError
 
 
+_dice = random.Random()  # its own: a program that seeds the global one must get what it expects
+
+
 class Policy(Protocol):
     """What is read of the section `retry` of the configuration."""
 
@@ -39,7 +42,7 @@ class Backoff:
         deadline_ms: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        dice: Callable[[], float] = random.random,
+        dice: Callable[[], float] = _dice.random,
     ) -> None:
         self.attempts = 0
         self._policy = policy

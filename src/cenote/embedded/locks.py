@@ -23,6 +23,7 @@ from cenote.errors import ServerStartError
 from cenote.limits import SERVER_RESTART_S
 
 _held: set[int] = set()
+_dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 
 
 def open_lock(path: Path) -> int:
@@ -51,7 +52,7 @@ async def lock(descriptor: int, operation: int, seconds: float | None = None) ->
     while not try_lock(descriptor, operation):
         if deadline is not None and time.monotonic() > deadline:
             return False
-        await asyncio.sleep(random.uniform(0.01, 0.03))
+        await asyncio.sleep(_dice.uniform(0.01, 0.03))
     return True
 
 

@@ -6,8 +6,11 @@ Installing cenote brings a pytest plugin with two fixtures:
         await cenote_store.agent("scout").put("plan", {"step": 1})
 
 `cenote_servers` gives the addresses, for code that opens stores itself: `cenote.open(**cenote_servers.fresh())`.
+`evict_now` and `tier_of` move values between the tiers and tell where they are.
 """
 
 from cenote.testing.servers import TestServers as TestServers
+from cenote.testing.tiers import evict_now as evict_now
+from cenote.testing.tiers import tier_of as tier_of
 
-__all__ = ["TestServers"]
+__all__ = ["TestServers", "evict_now", "tier_of"]
