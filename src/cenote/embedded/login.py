@@ -17,6 +17,8 @@ _UNKNOWN = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+# in recovery, not listening yet, or killed while we talked to it (asyncpg then finds itself in a wrong state)
+_NOT_NOW = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def dsn(state: State) -> str:
@@ -26,18 +28,21 @@ def dsn(state: State) -> str:
 async def log_in(state: State, running: Process, seconds: float) -> str | None:
     """Wait until the server takes our role, which is made when need be: its version, None when it does not
     answer."""
-    deadline, is_set_up = time.monotonic() + seconds, False
+    deadline = time.monotonic() + seconds
+    must_set_up = is_set_up = False
     while await blocking(alive, running) and time.monotonic() < deadline:
         try:
+            if must_set_up:
+                await _set_up(state)
+                must_set_up, is_set_up = False, True
             return await _version(state)
         except _UNKNOWN:
             if is_set_up:
                 return None
-            await _set_up(state)
-            is_set_up = True
+            must_set_up = True
         except asyncpg.TooManyConnectionsError:
             return ""  # it lives and knows us
-        except (OSError, TimeoutError, asyncpg.PostgresError):  # in recovery, or not listening yet
+        except _NOT_NOW:
             await asyncio.sleep(0.02)
     return None
 
