@@ -2,7 +2,16 @@
 
 import cenote
 
-FACE: set[str] = set()
+FACE = {
+    # what you open and hold
+    "open", "blocking", "Store", "AgentState", "Config",
+    # what you get back
+    "Entry", "Health", "Hydrated", "Receipt", "Stats", "Tier", "Verdict", "Version",
+    # what can go wrong
+    "AlreadyExistsError", "BackpressureError", "CenoteError", "CodecError", "ConflictError", "ConsistencyError",
+    "ExpiredError", "NotDurableError", "NotFoundError", "OutcomeUnknownError", "PartialError", "PoolTimeoutError",
+    "RejectedError", "ServerStartError", "SetupError", "UnavailableError",
+}  # fmt: skip
 NAMES_MAX = 30
 
 
