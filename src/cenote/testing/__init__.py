@@ -6,6 +6,9 @@ Installing cenote brings a pytest plugin with two fixtures:
         await cenote_store.agent("scout").put("plan", {"step": 1})
 
 `cenote_servers` gives the addresses, for code that opens stores itself: `cenote.open(**cenote_servers.fresh())`.
+
+Fault tools: `FaultProxy` resets connections, holds bytes and loses answers between a store and its servers (see
+`TestServers.by_url`), `frozen(pid)` stops a process and all below it.
 `evict_now` and `tier_of` move values between the tiers and tell where they are.
 """
 

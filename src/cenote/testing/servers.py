@@ -6,8 +6,10 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cenote.config import Config
+from cenote.embedded.servers import Servers
 from cenote.opening import start_servers
 
 _numbers = itertools.count(1)
@@ -29,7 +31,7 @@ class TestServers:
         self._leave: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
-        self._info: dict[str, Any] = {}
+        self._servers: Servers | None = None
         self._thread = threading.Thread(target=self._hold, name="cenote-test-servers", daemon=True)
 
     def start(self) -> "TestServers":
@@ -51,10 +53,29 @@ class TestServers:
         namespace = f"t{os.getpid()}_{next(_numbers)}"
         return {"data_dir": self.data_dir, "namespace": namespace, **self._overrides, **overrides}
 
+    def by_url(self, *, kv_port: int | None = None, sql_port: int | None = None, **overrides: Any) -> dict[str, Any]:
+        """The same by URL, where no process watches over the servers; ports: of fault proxies before them."""
+        assert self._servers is not None
+        address, dsn = self._servers.nats, self._servers.sql_dsn
+        assert address is not None
+        assert dsn is not None
+        return {
+            "namespace": self.fresh()["namespace"],
+            "kv": _at_port(address.url, kv_port), "kv__user": address.user, "kv__password": address.password,
+            "sql": _at_port(dsn, sql_port), "sql__migrate": "auto", **overrides,
+        }  # fmt: skip
+
+    @property
+    def sql_dsn(self) -> str:
+        """PostgreSQL's URL, for looking at the tables directly."""
+        assert self._servers is not None
+        return self._servers.sql_dsn or ""
+
     @property
     def info(self) -> dict[str, Any]:
-        """Pids, addresses and versions."""
-        return self._info
+        """Pids, addresses and versions, as they are now."""
+        assert self._servers is not None
+        return self._servers.info()
 
     def _hold(self) -> None:
         try:
@@ -68,8 +89,12 @@ class TestServers:
 
         config: Config = load(None, overrides={"embedded__data_dir": str(self.data_dir), **self._overrides})
         self._loop, self._leave = asyncio.get_running_loop(), asyncio.Event()
-        servers = await start_servers(config)
-        self._info = servers.info()
+        servers = self._servers = await start_servers(config)
         self._ready.set()
         await self._leave.wait()
         await servers.release()
+
+
+def _at_port(url: str, port: int | None) -> str:
+    parts = urlsplit(url)
+    return url if port is None else parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{port}")).geturl()
