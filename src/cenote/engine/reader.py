@@ -6,7 +6,7 @@ KV, tombstones included, is authoritative for what it holds; only what it does n
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from cenote import limits
+from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
@@ -77,6 +77,8 @@ class Reader:
         ticket = core.cache.ticket(target.subject)
         generation, t0_ms = core.link.generation, core.link.server_now_ms()
         message = await core.message(target, timeout_ms)
+        if points.armed:
+            await points.hit("read.answered")
         found, over = await self._judge(target, message, backoff)
         if found is not None:
             core.cache.fill(target.subject, found[0], ticket)

@@ -65,6 +65,8 @@ class Writer:
         try:
             while True:
                 try:
+                    if points.armed:
+                        await points.hit("write.ready")
                     reply = await core.stream.publish_nowait(target.wire, header, content.body, timeout_ms)
                     sequence = sequence_of(reply)
                     break
@@ -77,6 +79,8 @@ class Writer:
         except BaseException:
             core.cache.forget(target.subject)
             raise
+        if points.armed:
+            await points.hit("write.acked")
         return self._done(target, content, sequence, operation)
 
     async def replace(
