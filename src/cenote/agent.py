@@ -90,9 +90,7 @@ class AgentState:
             NotDurableError: acknowledged by KV, but not committed by PostgreSQL within `kv.deadline_ms`.
         """
         target = self._target(key)
-        codec, body = values.encode(value)
-        expires_ms = None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
-        content = Content(codec, body, expires_ms)
+        content = _content(key, value, self._expiry(ttl))
         if durability not in ("kv", "sql"):
             raise RejectedError(f'durability: "kv" or "sql", not {durability!r}')
         if if_version is None:
@@ -168,8 +166,7 @@ class AgentState:
         result = change(default if stored is None else _decode(stored, into))
         if inspect.isawaitable(result):
             raise RejectedError("change: it returned an awaitable; a plain function is needed")
-        codec, body = values.encode(result)
-        return Content(codec, body, None if stored is None else stored.expires_ms)
+        return _content(key, result, None if stored is None else stored.expires_ms)
 
     async def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
         """Write several keys, each on its own: all are checked before the first is sent.
@@ -178,11 +175,8 @@ class AgentState:
             RejectedError: one cannot be carried; nothing was written.
             PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors.
         """
-        expires_ms = None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
-        contents: list[tuple[Target, Content]] = []
-        for key, value in items.items():
-            codec, body = values.encode(value)
-            contents.append((self._target(key), Content(codec, body, expires_ms)))
+        expires_ms = self._expiry(ttl)
+        contents = [(self._target(key), _content(key, value, expires_ms)) for key, value in items.items()]
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
@@ -303,12 +297,25 @@ class AgentState:
             self._targets[key] = target
         return target
 
+    def _expiry(self, ttl: timedelta | None) -> int | None:
+        return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
+
     def _receipt(self, target: Target, stored: Stored) -> Receipt:
         return Receipt(target, stored.version, self._core)
 
     def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
         stale = tier is Tier.MEMORY_CACHE and not self._core.coherent
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
+
+
+def _content(key: str, value: object, expires_ms: int | None) -> Content:
+    codec, body = values.encode(value)
+    if len(body) > limits.INLINE_BYTES_MAX:
+        raise RejectedError(
+            f"value: {len(body)} bytes encoded and compressed; the limit is {limits.INLINE_BYTES_MAX}", key=key,
+            hint="split it over several keys",
+        )  # fmt: skip
+    return Content(codec, body, expires_ms)
 
 
 def _decode(stored: Stored, into: type[Any] | None) -> Any:

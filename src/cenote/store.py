@@ -83,7 +83,10 @@ class Store:
         drain_s = self.config.flush.drain_ms / 1000
         if core.own_sequence and drain_s and core.link.connected:
             try:
-                await Barrier(core).everything(drain_s, up_to=core.own_sequence)
+                if await self._nobody_flushes():
+                    log.warning("left while no process flushes; what PostgreSQL lacks is safe in KV")
+                else:
+                    await Barrier(core).everything(drain_s, up_to=core.own_sequence)
             except NotDurableError:
                 log.warning("left before PostgreSQL had everything; the rest is safe in KV")
             except CenoteError as error:
@@ -91,6 +94,11 @@ class Store:
         await close_machines(self._machines, self._core.db)
         if self._servers is not None:
             await self._servers.release()
+
+    async def _nobody_flushes(self) -> bool:
+        board = await self._machines.lease.read()
+        alive = board is not None and board.alive(self._core.now_ms())
+        return self._machines.flusher is None and not alive
 
     async def __aenter__(self) -> Self:
         return self

@@ -63,6 +63,8 @@ def believed(stored: Stored, message: Message) -> bool:
 def from_row(row: Row) -> Stored:
     """Decode a row of `agents.state`; `sequence` is 0, as SQL cannot know where KV holds a copy."""
     codec, body = (NO_VALUE, b"") if row.deleted else value.from_sql(row.value, row.raw)
+    if len(body) >= limits.COMPRESS_BYTES_MIN:
+        codec, body = value.pack(codec, body)  # jsonb's text is never compressed; KV could not carry it back
     expires_ms = None if row.expires_us is None else row.expires_us // 1000
     return Stored(Version(row.epoch, row.version), 0, codec, body, row.deleted, row.kv_time_us, expires_ms, True, 0, "")
 

@@ -3,7 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
+from cenote import limits
 from cenote.engine.core import reading
+from cenote.engine.lease import Board
 from cenote.engine.machines import Machines
 from cenote.errors import CenoteError
 
@@ -61,8 +63,7 @@ async def stats(machines: Machines) -> Stats:
     now_ms = core.now_ms()
     alive = board is not None and board.holder != "" and board.alive(now_ms)
     dirty = core.backlog
-    since_ms = 0 if board is None else max(board.committed_ms, board.clean_ms)
-    oldest_ms = 0 if not dirty else now_ms - since_ms if since_ms else await _oldest_entry_ms(machines)
+    oldest_ms = 0 if not dirty else await _oldest_dirty_ms(machines, board, now_ms)
     try:
         sql_rows: int | None = await core.table.count_rows()
     except CenoteError:
@@ -81,9 +82,14 @@ async def stats(machines: Machines) -> Stats:
     )  # fmt: skip
 
 
-async def _oldest_entry_ms(machines: Machines) -> int:
-    """Nobody has ever flushed: the age of the oldest entry above the ack floor, a lower bound."""
+async def _oldest_dirty_ms(machines: Machines, board: Board | None, now_ms: int) -> int:
+    """The age of the oldest write that SQL may lack. Since the last commit, or since the flusher last saw nothing to
+    do, is the upper bound, exact to a renewal of the board; the age of the oldest entry is only a lower bound, for a
+    hot key is always young, so it counts only while the flusher is known to be alive."""
     core = machines.core
+    since_ms = 0 if board is None else max(board.committed_ms, board.clean_ms)
+    if since_ms and now_ms - since_ms > limits.LEASE_EXPIRE_MS:
+        return now_ms - since_ms
     name = core.durable_name
     consumer = None if name is None else await core.consumer(name)
     floor = 0 if consumer is None else consumer.floor
@@ -97,8 +103,9 @@ async def round_trip_ms(machines: Machines) -> tuple[float | CenoteError, float 
     core = machines.core
     results: list[float | CenoteError] = []
     for ask in (core.stream.info, lambda: core.db.fetchval("SELECT 1")):
-        started = time.monotonic()
         try:
+            await ask()  # the first question may open connections, which is not what is measured
+            started = time.monotonic()
             await ask()
             results.append((time.monotonic() - started) * 1000)
         except CenoteError as error:
