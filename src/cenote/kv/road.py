@@ -18,7 +18,8 @@ from nats.errors import Error
 
 from cenote.kv.lane import Handler
 
-PREFACE = b"NATS/1.0"
+_PREFACE = b"NATS/1.0"
+_SERVER_LINES = ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp")  # `message.py` has why
 
 
 class Road(Protocol):
@@ -132,6 +133,9 @@ def header_block(headers: dict[str, str] | None) -> bytes:
     """The header block as it came over the wire, from nats-py's dict."""
     if not headers:
         return b""
-    lines = [f"{name}: {value}" for name, value in headers.items() if name not in ("Status", "Description")]
+    names = [name for name in headers if name not in ("Status", "Description", *_SERVER_LINES)]
+    # Of two lines with one name nats-py's dict has the first one's place and the last one's value.
+    names += [name for name in _SERVER_LINES if name in headers]
+    lines = [f"{name}: {headers[name]}" for name in names]
     status = " ".join(["", headers["Status"], headers.get("Description", "")]) if "Status" in headers else ""
-    return PREFACE + "\r\n".join([status.rstrip(), *lines, "", ""]).encode()
+    return _PREFACE + "\r\n".join([status.rstrip(), *lines, "", ""]).encode()
