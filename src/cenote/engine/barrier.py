@@ -11,7 +11,7 @@ from uuid import UUID
 
 from cenote.engine import entries
 from cenote.engine.core import Core
-from cenote.errors import CenoteError, NotDurableError, OutcomeUnknownError, UnavailableError
+from cenote.errors import CodecError, NotDurableError, OutcomeUnknownError, UnavailableError
 from cenote.model import key as keys
 from cenote.model.entry import Version
 
@@ -69,12 +69,13 @@ class Barrier:
         prefix = core.stream.prefix
         async for message in core.live(prefix + suffix, from_sequence):
             token, key_token = core.split(message.subject)
-            if token.startswith(keys.RESERVED) and not _is_agent(token):
-                continue  # our own meta entries belong to no agent
-            stored = entries.from_message(message, core.epochs)
+            try:
+                place = (keys.decode_agent(token).id, keys.sql_key(keys.decode_token(key_token)))
+            except CodecError:
+                continue  # our own meta entries, or foreign subjects: no flush will bring them to SQL
+            stored = entries.listed(message, core.epochs)
             if not stored.clean:
-                row_key = keys.sql_key(keys.decode_token(key_token))
-                wanted[(keys.decode_agent(token).id, row_key)] = stored.version
+                wanted[place] = stored.version
         return wanted
 
     async def _floor_reaches(self, start: int) -> None:
@@ -127,11 +128,3 @@ class Barrier:
             raise OutcomeUnknownError(
                 "the connection to NATS was replaced while waiting for PostgreSQL", hint="call flush() again"
             )
-
-
-def _is_agent(token: str) -> bool:
-    try:
-        keys.decode_agent(token)
-    except CenoteError:
-        return False
-    return True

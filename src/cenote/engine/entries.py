@@ -13,8 +13,13 @@ from cenote.sql.rows import Row
 
 TOMBSTONE = b"KV-Operation: DEL\r\n"
 _NAME = b"Cenote: "
+BLOB = "b"
+"""The codec of a reference to a blob (flow rule 20); the reference names the codec of the bytes."""
+_BLOB_MARK = b"\0"  # begins `raw` of a reference's row; no JSON text begins so
 NO_VALUE = "j"
 """The codec that a tombstone states; there is no body to decode."""
+UNREADABLE = "?"
+"""The codec given to an entry whose envelope is not ours, or of a newer format."""
 ABSENT = Stored(Version(0, 0), 0, NO_VALUE, b"", True, 0, None, True, 0, "")
 """What no tier has ever held: older than every write."""
 
@@ -54,6 +59,18 @@ def from_message(message: Message, epochs: Epochs) -> Stored:
     )  # fmt: skip
 
 
+def listed(message: Message, epochs: Epochs) -> Stored:
+    """The same for who looks at many entries: an unreadable one must not hide the others (I13). Its codec is unknown,
+    so that whoever wants its value gets the CodecError."""
+    try:
+        return from_message(message, epochs)
+    except CodecError:
+        version = Version(epochs.at(message.time_us), message.sequence)
+        return Stored(
+            version, message.sequence, UNREADABLE, message.payload, False, message.time_us, None, False, 0, ""
+        )  # fmt: skip
+
+
 def believed(stored: Stored, message: Message) -> bool:
     """Whether a KV entry may be believed: a clean copy whose hydration took the minimum eviction age or longer may
     hide a newer write that came, was flushed and was evicted meanwhile (I10; flow F-t0)."""
@@ -62,11 +79,17 @@ def believed(stored: Stored, message: Message) -> bool:
 
 def from_row(row: Row) -> Stored:
     """Decode a row of `agents.state`; `sequence` is 0, as SQL cannot know where KV holds a copy."""
-    codec, body = (NO_VALUE, b"") if row.deleted else value.from_sql(row.value, row.raw)
+    codec, body = (NO_VALUE, b"") if row.deleted else _body(row)
     if len(body) >= limits.COMPRESS_BYTES_MIN:
         codec, body = value.pack(codec, body)  # jsonb's text is never compressed; KV could not carry it back
     expires_ms = None if row.expires_us is None else row.expires_us // 1000
     return Stored(Version(row.epoch, row.version), 0, codec, body, row.deleted, row.kv_time_us, expires_ms, True, 0, "")
+
+
+def _body(row: Row) -> tuple[str, bytes]:
+    if row.raw is not None and row.raw.startswith(_BLOB_MARK):
+        return BLOB, row.raw[1:]
+    return value.from_sql(row.value, row.raw)
 
 
 def to_row(target_id: key.AgentRef, row_key: str, stored: Stored) -> Row:
@@ -77,7 +100,9 @@ def to_row(target_id: key.AgentRef, row_key: str, stored: Stored) -> Row:
     """
     text: str | None = None
     raw: bytes | None = None
-    if not stored.deleted:
+    if stored.codec == BLOB and not stored.deleted:
+        text, raw = '{"$blob":%s}' % stored.body.decode(), _BLOB_MARK + stored.body
+    elif not stored.deleted:
         try:
             text, raw = value.json_text(stored.codec, stored.body)
         except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -11,7 +11,7 @@ from cenote.engine import entries
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
-from cenote.errors import UnavailableError
+from cenote.errors import CodecError, UnavailableError
 from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.model.entry import Stored, Tier
@@ -173,8 +173,11 @@ class Reader:
         core = self._core
         seen: set[str] = set()
         async for message in core.live(core.agent_filter(agent)):
-            stored = entries.from_message(message, core.epochs)
-            key = keys.decode_token(core.split(message.subject)[1])
+            stored = entries.listed(message, core.epochs)
+            try:
+                key = keys.decode_token(core.split(message.subject)[1])
+            except CodecError:
+                continue  # not a key that anybody can name
             if not key.startswith(prefix) or key in seen or not entries.believed(stored, message):
                 continue
             seen.add(key)
