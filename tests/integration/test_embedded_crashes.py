@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from embedded_user import Recovery, User, connect, identity, query, until, use
 
-from cenote.embedded import inspect, process
+from cenote.embedded import inspect, process, stop
 from cenote.embedded.state import write_durably
 from cenote.errors import ServerStartError
 
@@ -167,6 +167,17 @@ async def test_a_lost_state_is_made_anew_while_the_servers_run(tmp_path: Path, d
     assert await query(ours, "SELECT n FROM t") == 7
     assert ours.sql_dsn != first.sql_dsn
     await ours.release()
+
+
+async def test_stop_finds_servers_that_no_state_names(tmp_path: Path) -> None:
+    """Their starter was killed between starting and noting them; their locks give them away."""
+    with User(tmp_path / "data") as user:
+        info = await user.says()
+        unknown = [identity(info, name) for name in ("nats", "postgres")]
+        user.kill()
+    write_durably(tmp_path / "data" / "state.json", b"")
+    assert (await stop(tmp_path / "data")).in_use is False
+    assert not any(process.alive(server) for server in unknown)
 
 
 async def test_a_stale_state_names_processes_that_are_others_now(tmp_path: Path) -> None:

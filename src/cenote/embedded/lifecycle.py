@@ -49,15 +49,18 @@ class Lifecycle:
         return ledger.state
 
     async def stop(self) -> list[Name]:
-        """Stop both servers; the names of those that ran.
+        """Stop both servers, known or not; the names of the known ones that ran.
 
         That they are stopped may not be noted, on a full disk. This is harmless: a pid in state.json is believed
         only while its process lives, and without the clean marker the next start recovers the store.
         """
         state = await blocking(self._directory.load)
-        if state is None:
-            return []
-        ledger = Ledger(self._directory, state)
+        ran = await self._stop_known(Ledger(self._directory, state)) if state is not None else []
+        await self._nats.end_unknown()
+        await self._postgres.end_unknown()
+        return ran
+
+    async def _stop_known(self, ledger: Ledger) -> list[Name]:
         names: tuple[Name, Name] = ("nats", "postgres")
         stops = (self._nats.stop(ledger), self._postgres.stop(ledger))
         ran = []

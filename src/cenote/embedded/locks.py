@@ -86,6 +86,13 @@ async def server_lock(path: Path, *programs: str) -> AsyncIterator[int]:
         close_lock(descriptor)
 
 
+async def end_unknown(path: Path, *programs: str) -> None:
+    """End a server whose starter was killed before it could note it; usually there is none."""
+    if await blocking(path.exists):
+        async with server_lock(path, *programs):
+            pass
+
+
 async def _evict(path: Path, descriptor: int, programs: tuple[str, ...]) -> None:
     for number in (signal.SIGINT, signal.SIGQUIT):
         for pid in await blocking(process.holders, path):

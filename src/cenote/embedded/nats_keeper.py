@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from cenote.embedded import binaries, nats_server, ports
-from cenote.embedded.locks import server_lock
+from cenote.embedded.locks import end_unknown, server_lock
 from cenote.embedded.login import dsn
 from cenote.embedded.nats_server import Access, Nats
 from cenote.embedded.needs import NatsAddress, Needs
@@ -25,6 +25,8 @@ from cenote.errors import ServerStartError
 from cenote.limits import SERVER_ATTACH_S, SERVER_START_S
 
 log = logging.getLogger("cenote.embedded")
+
+_PROGRAMS = ("nats",)  # what the names of programs that may hold server.lock begin with
 
 
 class NatsKeeper:
@@ -40,7 +42,7 @@ class NatsKeeper:
                 return False
             await blocking(self._files.stop, server.process)
         binary = await blocking(binaries.nats_server, self._needs.nats_bin)
-        async with server_lock(self._files.lock, "nats") as descriptor:
+        async with server_lock(self._files.lock, *_PROGRAMS) as descriptor:
             await blocking(rotate, self._files.log)
             if self._files.must_recover():
                 if postgres is not None:
@@ -59,6 +61,9 @@ class NatsKeeper:
             await blocking(self._files.mark_clean)
         await blocking(ledger.record, nats=None)
         return True
+
+    async def end_unknown(self) -> None:
+        await end_unknown(self._files.lock, *_PROGRAMS)
 
     async def _attach(self, ledger: Ledger, server: Server) -> bool:
         version = await self._await_answer(server.process, _access(ledger.state), SERVER_ATTACH_S)

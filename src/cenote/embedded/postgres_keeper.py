@@ -6,7 +6,7 @@ import time
 from cenote.embedded import binaries, ports
 from cenote.embedded.account import Account, account_for
 from cenote.embedded.binaries import Postgres
-from cenote.embedded.locks import server_lock
+from cenote.embedded.locks import end_unknown, server_lock
 from cenote.embedded.login import log_in
 from cenote.embedded.needs import Needs
 from cenote.embedded.postgres_server import Cluster
@@ -15,6 +15,8 @@ from cenote.embedded.state import DataDir, Ledger, Server
 from cenote.embedded.trouble import not_started
 from cenote.embedded.waiting import blocking, settle
 from cenote.limits import SERVER_ATTACH_S, SERVER_RESTART_S, SERVER_START_S
+
+_PROGRAMS = ("postgres", "initdb")  # what the names of programs that may hold server.lock begin with
 
 
 class PostgresKeeper:
@@ -32,7 +34,7 @@ class PostgresKeeper:
         account = await blocking(account_for, self._files.data)
         binary = await blocking(binaries.postgres, self._needs.postgres_bin, account)
         self._files.check_version(binary)
-        async with server_lock(self._files.lock, "postgres", "initdb") as descriptor:
+        async with server_lock(self._files.lock, *_PROGRAMS) as descriptor:
             await blocking(rotate, self._files.log)
             password = ledger.state.superuser_password
             if not self._files.data.exists():
@@ -51,6 +53,9 @@ class PostgresKeeper:
         await blocking(self._files.stop, server.process, keep=not ledger.state.temporary)
         await blocking(ledger.record, postgres=None)
         return True
+
+    async def end_unknown(self) -> None:
+        await end_unknown(self._files.lock, *_PROGRAMS)
 
     async def _attach(self, ledger: Ledger, server: Server) -> bool:
         version = await log_in(ledger.state, server.process, SERVER_ATTACH_S)
