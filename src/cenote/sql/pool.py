@@ -12,7 +12,7 @@ shielded, waits for that before the connection is handed out again.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -129,24 +129,20 @@ class Database:
 
     async def fetch(self, query: str, *args: object, timeout_ms: float | None = None) -> list[asyncpg.Record]:
         """All rows."""
-        async with self.connection(timeout_ms=timeout_ms) as con:
-            rows: list[asyncpg.Record] = await con.fetch(query, *args, timeout=_seconds(timeout_ms))
-            return rows
+        rows: list[asyncpg.Record] = await self._run(asyncpg.Connection.fetch, query, args, timeout_ms)
+        return rows
 
     async def fetchrow(self, query: str, *args: object, timeout_ms: float | None = None) -> asyncpg.Record | None:
         """The first row, or None."""
-        async with self.connection(timeout_ms=timeout_ms) as con:
-            return await con.fetchrow(query, *args, timeout=_seconds(timeout_ms))
+        return await self._run(asyncpg.Connection.fetchrow, query, args, timeout_ms)
 
     async def fetchval(self, query: str, *args: object, timeout_ms: float | None = None) -> Any:
         """The first column of the first row, or None."""
-        async with self.connection(timeout_ms=timeout_ms) as con:
-            return await con.fetchval(query, *args, timeout=_seconds(timeout_ms))
+        return await self._run(asyncpg.Connection.fetchval, query, args, timeout_ms)
 
     async def execute(self, query: str, *args: object, timeout_ms: float | None = None) -> str:
         """The server's command tag, such as `UPDATE 3`."""
-        async with self.connection(timeout_ms=timeout_ms) as con:
-            return str(await con.execute(query, *args, timeout=_seconds(timeout_ms)))
+        return str(await self._run(asyncpg.Connection.execute, query, args, timeout_ms))
 
     async def identity(self) -> SqlIdentity:
         """The primary's identity; a standby is `UnavailableError`, for it says nothing about the primary."""
@@ -174,6 +170,23 @@ class Database:
                 await pool.close()
         except FOREIGN:
             pool.terminate()
+
+    async def _run(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        query: str,
+        args: tuple[object, ...],
+        timeout_ms: float | None,
+    ) -> Any:
+        # `connection()` without its two context managers, which a short read would notice.
+        pool = self._pool or await self._opened()
+        con = await self._acquired(pool, timeout_ms)
+        try:
+            return await method(con._con, query, *args, timeout=None if timeout_ms is None else timeout_ms / 1000)
+        except FOREIGN as error:
+            raise await self.mapped(error) from error
+        finally:
+            await self._released(pool, con)
 
     async def _opened(self) -> Any:
         if self._pool is not None:
@@ -231,7 +244,3 @@ class Database:
         # that is on its way to it, says more than this one.
         with suppress(*FOREIGN):
             await pool.release(con, timeout=ANSWER_TIMEOUT_S)
-
-
-def _seconds(timeout_ms: float | None) -> float | None:
-    return None if timeout_ms is None else timeout_ms / 1000

@@ -22,7 +22,10 @@ from cenote.sql.rows import Flushed, Guard, Heartbeat, Row, SqlVersion
 
 __all__ = ["Flushed", "Guard", "Heartbeat", "Row", "SqlVersion", "StateTable", "prefix_end"]
 
+BLOB_TIMEOUT_MS: Final = 60_000  # 64 MiB over a slow line
 _LAST_CHAR: Final = "\U0010ffff"
+_FIRST_AGENT: Final = UUID(int=0)
+_LAST_AGENT: Final = UUID(int=2**128 - 1)
 _KEY_END: Final = "\x1a|"  # SQL-escaped keys have four hex digits after each U+001A
 _VALUE_END: Final = "\x1f"  # JSON text holds no control characters
 _ABOVE_ALL_KEYS: Final = _LAST_CHAR * 501  # 2,004 bytes: a key has at most 2,000
@@ -102,14 +105,24 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable):
     ) -> AsyncIterator[tuple[str | None, Row]]:
         """Rows above a version in key order, tombstones included, with the SQL-escaped name of their agent (None while
         it is not registered); of one agent, or of all."""
-        place: tuple[UUID, str] = (UUID(int=0), "")
+        place: tuple[UUID, str] = (agent_id or _FIRST_AGENT, "")
+        last = agent_id or _LAST_AGENT
         while True:
-            rows = await self.db.fetch(self.db.queries["newer_than"], epoch, version, agent_id, *place, page)
+            rows = await self.db.fetch(self.db.queries["newer_than"], epoch, version, last, *place, page)
             for row in rows:
                 yield row[0], Row(*row[1:])
             if len(rows) < page:
                 return
             place = (rows[-1]["agent_id"], rows[-1]["key"])
+
+    async def insert_blob(self, blob_id: UUID, body: bytes) -> None:
+        """Store the bytes of a large value; nobody sees them before an entry refers to them."""
+        await self.db.execute(self.db.queries["insert_blob"], blob_id, body, timeout_ms=BLOB_TIMEOUT_MS)
+
+    async def read_blob(self, blob_id: UUID) -> bytes | None:
+        """The bytes of a large value."""
+        body: bytes | None = await self.db.fetchval(self.db.queries["read_blob"], blob_id, timeout_ms=BLOB_TIMEOUT_MS)
+        return body
 
     async def count_rows(self) -> int:
         """Rows of the table, tombstones included: exact while it is small, else the planner's estimate."""

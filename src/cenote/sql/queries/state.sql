@@ -95,15 +95,25 @@ SELECT CASE WHEN pg_relation_size(c.oid) > 32 * 1024 * 1024 AND c.reltuples >= 0
  WHERE c.oid = '{agents}.state'::regclass
 
 -- name: newer_than
--- why: a watch catches up after a gap with what KV has evicted since. One agent: its part of the primary key; all
--- why: agents ($3 NULL): the whole table, once per resumption. Pages in key order.
+-- why: a watch catches up after a gap with what KV has evicted since. Pages in key order, of the agents up to $3:
+-- why: one agent is its part of the primary key, all agents are the whole table, once per resumption.
 -- index: state_pkey
 SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.epoch,
        (extract(epoch FROM s.kv_time) * 1000000)::bigint AS kv_time_us, s.deleted, s.quarantined,
        (extract(epoch FROM s.expires_at) * 1000000)::bigint AS expires_us
   FROM {agents}.state AS s
   LEFT JOIN {agents}.registry AS r ON r.agent_id = s.agent_id
- WHERE (s.epoch, s.version) > ($1, $2) AND ($3::uuid IS NULL OR s.agent_id = $3)
+ WHERE (s.epoch, s.version) > ($1, $2) AND s.agent_id <= $3
    AND (s.agent_id, s.key) > ($4, $5::text COLLATE "C")
  ORDER BY s.agent_id, s.key
  LIMIT $6
+
+-- name: insert_blob
+-- why: committed before the entry that refers to it is published (rule 20).
+-- index: blobs_pkey
+INSERT INTO {agents}.blobs (id, bytes) VALUES ($1, $2)
+
+-- name: read_blob
+-- why: the bytes behind a reference.
+-- index: blobs_pkey
+SELECT bytes FROM {agents}.blobs WHERE id = $1
