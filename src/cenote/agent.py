@@ -90,7 +90,7 @@ class AgentState:
             NotDurableError: acknowledged by KV, but not committed by PostgreSQL within `kv.deadline_ms`.
         """
         target = self._target(key)
-        content = _content(key, value, self._expiry(ttl))
+        content = await self._content(value, self._expiry(ttl))
         if durability not in ("kv", "sql"):
             raise RejectedError(f'durability: "kv" or "sql", not {durability!r}')
         if if_version is None:
@@ -143,17 +143,17 @@ class AgentState:
         target = self._target(key)
         while True:
             base = await self._machines.writer.base(target)
-            content = self._changed(key, base.stored, change, default, into)
+            content = await self._changed(key, base.stored, change, default, into)
             operation = self._machines.writer.next_operation()
             stored = await self._machines.writer.replace(target, base, content, operation)
             if stored is not None:
-                return self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
+                return await self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
             self._core.counts.conflicts += 1
             await backoff.pause(
                 ConflictError(f"others were faster at {key!r} until the deadline", key=key, hint="try again")
             )
 
-    def _changed(
+    async def _changed(
         self,
         key: str,
         stored: Stored | None,
@@ -163,10 +163,10 @@ class AgentState:
     ) -> Content:
         if stored is None and default is _NOTHING:
             raise NotFoundError(f"{key!r} does not exist", key=key, hint="give update() a default")
-        result = change(default if stored is None else _decode(stored, into))
+        result = change(default if stored is None else await self._decode(stored, into))
         if inspect.isawaitable(result):
             raise RejectedError("change: it returned an awaitable; a plain function is needed")
-        return _content(key, result, None if stored is None else stored.expires_ms)
+        return await self._content(result, None if stored is None else stored.expires_ms)
 
     async def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
         """Write several keys, each on its own: all are checked before the first is sent.
@@ -176,7 +176,7 @@ class AgentState:
             PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors.
         """
         expires_ms = self._expiry(ttl)
-        contents = [(self._target(key), _content(key, value, expires_ms)) for key, value in items.items()]
+        contents = [(self._target(key), await self._content(value, expires_ms)) for key, value in items.items()]
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
@@ -209,9 +209,9 @@ class AgentState:
             core.counts.hits_l1 += 1
             if copy.deleted or (copy.expires_ms is not None and copy.expires_ms <= core.now_ms()):
                 return default
-            return _decode(copy, into)
+            return await self._decode(copy, into)
         found = await self._machines.reader.read(target)
-        return default if found is None else _decode(found[0], into)
+        return default if found is None else await self._decode(found[0], into)
 
     async def entry(self, key: str, *, into: type[Any] | None = None) -> Entry:
         """The value with its version, times, tier and writer. Raises NotFoundError, and as `get`."""
@@ -225,13 +225,13 @@ class AgentState:
             found = None if entries.gone(copy, core.now_ms()) else (copy, Tier.MEMORY_CACHE)
         if found is None:
             raise NotFoundError(f"{key!r} does not exist", key=key)
-        return self._entry(key, found[0], found[1], into)
+        return await self._entry(key, found[0], found[1], into)
 
     async def get_many(self, wanted: Iterable[str], *, into: type[Any] | None = None) -> dict[str, Any]:
         """The values of several keys, without the absent ones. Raises as `get`."""
         targets = {key: self._target(key) for key in wanted}
         found = await self._machines.reader.read_many(list(targets.values()))
-        return {key: _decode(found[key][0], into) for key in targets if key in found}
+        return {key: await self._decode(found[key][0], into) for key in targets if key in found}
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
         """Every live key that begins with `prefix`, once each, in no order; KV and SQL united."""
@@ -241,7 +241,7 @@ class AgentState:
     async def items(self, prefix: str = "", *, into: type[Any] | None = None) -> AsyncIterator[tuple[str, Any]]:
         """Every live key that begins with `prefix` with its value, once each, in no order; KV and SQL united."""
         async for key, stored, _ in self._machines.reader.scan(self._agent, prefix):
-            yield key, _decode(stored, into)
+            yield key, await self._decode(stored, into)
 
     async def watch(
         self, prefix: str = "", *, since: Version | int | None = None, into: type[Any] | None = None
@@ -297,30 +297,29 @@ class AgentState:
             self._targets[key] = target
         return target
 
+    async def _content(self, value: object, expires_ms: int | None) -> Content:
+        codec, body = values.encode(value)
+        if len(body) > limits.INLINE_BYTES_MAX:
+            codec, body = await self._core.blobs.put(codec, body)
+        return Content(codec, body, expires_ms)
+
+    async def _decode(self, stored: Stored, into: type[Any] | None) -> Any:
+        if stored.codec == entries.BLOB:
+            stored = await self._core.blobs.resolve(stored)
+        value = values.decode(stored.codec, stored.body)
+        return value if into is None else values.decode_into(value, into)
+
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
 
     def _receipt(self, target: Target, stored: Stored) -> Receipt:
         return Receipt(target, stored.version, self._core)
 
-    def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
+    async def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
+        if stored.codec == entries.BLOB:
+            stored = await self._core.blobs.resolve(stored)
         stale = tier is Tier.MEMORY_CACHE and not self._core.coherent
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
-
-
-def _content(key: str, value: object, expires_ms: int | None) -> Content:
-    codec, body = values.encode(value)
-    if len(body) > limits.INLINE_BYTES_MAX:
-        raise RejectedError(
-            f"value: {len(body)} bytes encoded and compressed; the limit is {limits.INLINE_BYTES_MAX}", key=key,
-            hint="split it over several keys",
-        )  # fmt: skip
-    return Content(codec, body, expires_ms)
-
-
-def _decode(stored: Stored, into: type[Any] | None) -> Any:
-    value = values.decode(stored.codec, stored.body)
-    return value if into is None else values.decode_into(value, into)
 
 
 def _version(given: Version | Receipt | Entry | int) -> Version | None:

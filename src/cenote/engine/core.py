@@ -16,6 +16,7 @@ from cenote import limits
 from cenote.config import Config
 from cenote.engine import entries
 from cenote.engine.belonging import settle
+from cenote.engine.blobs import Blobs
 from cenote.engine.cache import Cache
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
@@ -94,6 +95,7 @@ class Core:
         self.writer_id = writer_id
         self.stream = StateStream(link, names, timeout_ms=config.kv.request_timeout_ms)
         self.table = StateTable(db, names)
+        self.blobs = Blobs(self.table)
         self.cache = Cache(config.memory.entries_max, config.memory.bytes_max, config.memory.ttl_s)
         self.durability = Durability(self.table, lambda: self.epochs.newest)
         self.counts = Counts()

@@ -101,7 +101,7 @@ def to_row(target_id: key.AgentRef, row_key: str, stored: Stored) -> Row:
     text: str | None = None
     raw: bytes | None = None
     if stored.codec == BLOB and not stored.deleted:
-        text, raw = '{"$blob":%s}' % stored.body.decode(), _BLOB_MARK + stored.body
+        text, raw = f'{{"$blob":{stored.body.decode()}}}', _BLOB_MARK + stored.body
     elif not stored.deleted:
         try:
             text, raw = value.json_text(stored.codec, stored.body)

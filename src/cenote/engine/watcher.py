@@ -88,7 +88,7 @@ class Watch:
                 self._gap = True
                 await asyncio.sleep(limits.PROBE_INTERVAL_MS / 1000)
         while self._queue and not self._gap:
-            live = self._live(self._queue.popleft())
+            live = await self._live(self._queue.popleft())
             if live is not None:
                 yield live
         for entry in self._expired():
@@ -134,12 +134,14 @@ class Watch:
             self._refs[token] = agent if wanted else None
         return self._refs[token]
 
-    def _live(self, event: Message) -> Entry | None:
+    async def _live(self, event: Message) -> Entry | None:
         if event.sequence <= self._listed.get(event.subject, 0):
             return None
-        entry = self._of_message(event)
         self._position = max(self._position, Version(self._core.epochs.newest, event.sequence))
-        return entry
+        read = self._read(event)
+        if read is None or read[2].clean:
+            return None
+        return await self._of_stored(*read, Tier.DISTRIBUTED_KV)
 
     # --- catching up ----------------------------------------------------------------------------------------
 
@@ -155,8 +157,7 @@ class Watch:
         async for message in core.live(f"{base}{self._agent.token}.>" if self._agent else f"{base}>", first):
             if message.sequence > start.revision:
                 listed[message.subject] = message.sequence
-            seen.add(message.subject)
-            entry = self._of_message(message)
+            entry = await self._listed_entry(message, after, seen)
             if entry is not None and not (live_only and entry.change != "put"):
                 yield entry
         async for entry in self._from_sql(after, seen, live_only):
@@ -177,26 +178,33 @@ class Watch:
             stored = entries.from_row(row)
             if live_only and entries.gone(stored, core.now_ms()):
                 continue
-            entry = self._of_stored(ref, key, stored, Tier.RELATIONAL_DB)
+            entry = await self._of_stored(ref, key, stored, Tier.RELATIONAL_DB)
             if entry is not None:
                 yield entry
 
+    async def _listed_entry(self, message: Message, after: Version, seen: set[str]) -> Entry | None:
+        """A live entry in a listing. A clean copy is the state of its key, too, unless it is not believed."""
+        read = self._read(message)
+        if read is None or not entries.believed(read[2], message):
+            return None
+        seen.add(message.subject)
+        agent, key, stored = read
+        return await self._of_stored(agent, key, stored, Tier.DISTRIBUTED_KV) if stored.version > after else None
+
     # --- entries --------------------------------------------------------------------------------------------
 
-    def _of_message(self, message: Message) -> Entry | None:
+    def _read(self, message: Message) -> tuple[keys.AgentRef, str, Stored] | None:
         token, key_token = self._core.split(message.subject)
         agent = self._ref(token)
         if agent is None:
             return None
         try:
-            stored = entries.from_message(message, self._core.epochs)
-            key = keys.decode_token(key_token)
+            return agent, keys.decode_token(key_token), entries.from_message(message, self._core.epochs)
         except CodecError as error:
             log.warning("a watch passes over an unreadable entry: %s", error)
             return None
-        return None if stored.clean else self._of_stored(agent, key, stored, Tier.DISTRIBUTED_KV)
 
-    def _of_stored(self, agent: keys.AgentRef, key: str, stored: Stored, tier: Tier) -> Entry | None:
+    async def _of_stored(self, agent: keys.AgentRef, key: str, stored: Stored, tier: Tier) -> Entry | None:
         if not key.startswith(self._prefix):
             return None
         place = (agent.text, key)
@@ -210,6 +218,8 @@ class Watch:
         if change != "put" or stored.expires_ms is None:
             self._expiring.pop(place, None)
         try:
+            if stored.codec == entries.BLOB:
+                stored = await self._core.blobs.resolve(stored)
             return Entry.of(stored, agent=agent.text, key=key, tier=tier, change=change, into=self._into)
         except CodecError as error:
             log.warning("a watch passes over an unreadable entry: %s", error)
