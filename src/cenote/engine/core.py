@@ -316,10 +316,9 @@ class Core:
             info = await self._settle()
             self._gap()
         self._learn(info)
-        if self.durable_name is not None:
-            consumer = await self.consumer(self.durable_name)
-            if consumer is not None:
-                self.backlog = consumer.pending + consumer.ack_pending
+        consumer = None if self.durable_name is None else await self.consumer(self.durable_name)
+        # Without a durable nobody can say what is flushed: everything may be dirty (I8).
+        self.backlog = info.messages if consumer is None else consumer.pending + consumer.ack_pending
         if self.listening and self.link.generation == generation:
             if self._seen < self._owed:
                 self._gap()

@@ -8,7 +8,7 @@ the moment when nothing was unflushed, readable without PostgreSQL.
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cenote import limits
@@ -55,6 +55,7 @@ class Lease:
     def __init__(self, link: Link, names: Names, holder: str) -> None:
         self._entry = SingleEntry(link, names, QUERY_CACHE, _LEASE_KEY)
         self._holder = holder
+        self._board = Board()
         self._sequence = 0
         self._watched = 0
         self._watched_since = time.monotonic()
@@ -76,9 +77,9 @@ class Lease:
         return await self._claim(self._sequence, board)
 
     async def release(self) -> None:
-        """Let the next one take over at once."""
+        """Let the next one take over at once; how far we came stays on the board, for lag grows from there (I8)."""
         try:
-            await self._entry.write(_dump(Board()), expected=self._sequence)
+            await self._entry.write(_dump(replace(self._board, holder="")), expected=self._sequence)
         except (CenoteError, TimeoutError):
             return  # it expires by itself
 
@@ -88,6 +89,7 @@ class Lease:
         return None if held is None else _parse(held.payload)
 
     async def _claim(self, expected: int, board: Board) -> bool:
+        self._board = board
         try:
             self._sequence = await self._entry.write(_dump(board), expected=expected)
         except WrongSequence:

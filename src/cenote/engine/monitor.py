@@ -87,8 +87,10 @@ async def _oldest_dirty_ms(machines: Machines, board: Board | None, now_ms: int)
     do, is the upper bound, exact to a renewal of the board; the age of the oldest entry is only a lower bound, for a
     hot key is always young, so it counts only while the flusher is known to be alive."""
     core = machines.core
-    since_ms = 0 if board is None else max(board.committed_ms, board.clean_ms)
-    if since_ms and now_ms - since_ms > limits.LEASE_EXPIRE_MS:
+    # Where nobody ever flushed, all that was written since the stream began may be missing.
+    began_ms = core.epochs.starts_us[0] // 1000
+    since_ms = began_ms if board is None else max(board.committed_ms, board.clean_ms, began_ms)
+    if now_ms - since_ms > limits.LEASE_EXPIRE_MS:
         return now_ms - since_ms
     name = core.durable_name
     consumer = None if name is None else await core.consumer(name)
