@@ -141,4 +141,4 @@ class Opening:
     async def _open(self) -> Store:
         machines, servers = await open_machines(self._config)
         log.debug("store open in process %d", os.getpid())
-        return Store(self._config, machines, servers)
+        return Store(machines.core.config, machines, servers)
