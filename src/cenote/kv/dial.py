@@ -116,6 +116,7 @@ async def dial(
             max_outstanding_pings=PINGS_UNANSWERED_MAX,
             **options,
         )
+        lane.hush(nc)
         return _checked(nc, handlers if fast else None)
     except (OSError, TimeoutError, Error, ssl.SSLError, CenoteError) as error:
         await hang_up(nc)

@@ -140,3 +140,17 @@ def server_info(nc: Client) -> dict[str, Any]:
     """The INFO the server greeted with; empty when nats-py's private name has moved."""
     info = getattr(nc, "_server_info", None)
     return info if isinstance(info, dict) else {}
+
+
+def hush(nc: Client) -> None:
+    """Let nobody complain about nats-py's own tasks: its read loop ends with the broken pipe that it has reported,
+    nobody awaits it, and the garbage collector would log that at any moment, in the middle of whatever runs."""
+    for name in ("_reading_task", "_flusher_task", "_ping_interval_task"):
+        task = getattr(nc, name, None)
+        if isinstance(task, asyncio.Task):
+            task.add_done_callback(_heard)
+
+
+def _heard(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()
