@@ -10,7 +10,7 @@ builds the value again. `project` makes what SQL users query where jsonb cannot 
 import math
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
@@ -84,7 +84,7 @@ class _Tagging:
     def _float(self, number: float, path: Path) -> float:
         if not math.isfinite(number):
             _reject(path, f"{number} is no finite number")
-        self.inexact |= abs(number) >= 1e16
+        self.inexact |= abs(number) >= 1e16 or (number == 0.0 and math.copysign(1.0, number) < 0.0)
         return number
 
     def _mapping(self, items: Mapping[Any, Any], path: Path, room: int) -> Any:
@@ -148,8 +148,8 @@ def project(value: Any) -> Any:
         (name,) = value
         if name == "$str":
             return _NOT_IN_JSONB.sub("\ufffd", unescape(value[name]))
-        if name == "$dict" and type(value[name]) is list:
-            return {project(key): project(item) for key, item in value[name]}
+        if name == "$dict":
+            return {project(key): project(item) for key, item in _pairs(value[name])}
     return {project(name): project(item) for name, item in value.items()}
 
 
@@ -176,7 +176,8 @@ def _write_time(at: time, path: Path) -> Any:
 
 
 def _is_plain_offset(zone: tzinfo) -> bool:
-    return type(zone) is timezone and len(_timezone_args(zone)) == 1
+    """An offset of whole seconds, without a name: fromisoformat takes `+00:00:00.000001` for UTC (CPython 3.11)."""
+    return type(zone) is timezone and len(args := _timezone_args(zone)) == 1 and not args[0].microseconds
 
 
 def _timezone_args(zone: timezone) -> tuple[Any, ...]:
@@ -190,7 +191,7 @@ def _write_zone(zone: tzinfo | None, path: Path) -> Any:
         return None
     if type(zone) is timezone:
         offset, *name = _timezone_args(zone)
-        return [_write_timedelta(offset, path), *name]
+        return [_write_timedelta(offset, path), *map(escape, name)]
     if type(zone) is ZoneInfo and zone.key is not None:
         return zone.key
     return _reject(path, f"tzinfo {_type_name(zone)} is neither a timezone nor a ZoneInfo with a key")
@@ -218,7 +219,7 @@ def _read_zone(written: Any) -> tzinfo | None:
     if type(written) is str:
         return ZoneInfo(written)
     offset, *name = written
-    return timezone(timedelta(*offset), *name)
+    return timezone(timedelta(*offset), *map(unescape, name))
 
 
 def _read_datetime(written: Any) -> datetime:
@@ -237,8 +238,12 @@ def _read_time(written: Any) -> time:
 
 def _read_dict(written: Any) -> dict[str, Any]:
     """Its members are read each for itself: the dict as a whole is no tag, whatever it looks like."""
-    pairs = written.items() if type(written) is dict else written
-    return {untag(key): untag(item) for key, item in pairs}
+    return {untag(key): untag(item) for key, item in _pairs(written)}
+
+
+def _pairs(written: Any) -> Iterable[tuple[Any, Any]]:
+    """`$dict` holds an object, or pairs where a key needs a tag of its own."""
+    return written.items() if type(written) is dict else written
 
 
 _SCALARS: Final[dict[type, tuple[str, Callable[[Any, Path], Any]]]] = {
@@ -255,7 +260,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$set": lambda items: set(untag(items)),
     "$frozenset": lambda items: frozenset(untag(items)),
     "$dict": _read_dict,
-    "$str": unescape,
+    "$str": lambda text: unescape("" + text),
     "$bytes": lambda text: b64decode(text, validate=True),
     "$datetime": _read_datetime,
     "$date": date.fromisoformat,
