@@ -1,0 +1,194 @@
+"""The run: start the swarm, kill what it stands on, let its state go cold, warm some of it up, compare with SQL."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import cenote
+from cenote.demo import careful
+from cenote.demo.journal import Book, Journal, digest
+from cenote.demo.pool import NAMESPACE
+from cenote.demo.report import Figures, Show
+from cenote.demo.swarm import Swarm
+from cenote.demo.verify import Loss, Sql, losses
+from cenote.naming import Names
+
+_STILL_S_MAX = 45.0  # so long without an acknowledged write means that something hangs
+_COLD_S_MAX = 20.0  # idle entries leave KV within this, or eviction does not work
+_WARMED_AGENTS = 25
+_LOOK_S = 0.1  # how often the journals are read …
+_TELL_S = 0.5  # … and the store is asked for its figures
+
+
+class StuckError(Exception):
+    """The demo waited for something that did not happen."""
+
+
+class Conductor:
+    """One run of the demo over an open store."""
+
+    def __init__(self, store: cenote.Store, figures: Figures, show: Show, folder: Path) -> None:
+        self._store = store
+        self._figures = figures
+        self._show = show
+        self._book = Book()
+        self._journals = [folder / "conductor.journal"]
+        self._journal = Journal(self._journals[0])
+        self._run = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self._faults_over = False
+        self._news = asyncio.Condition()
+        self._told = 0.0
+        self._swarm = Swarm(folder, self._run, figures.modules, self._servers()["data_dir"])
+        url = store.config.sql.url
+        assert url is not None, "an open store knows where its PostgreSQL is"
+        self._sql = Sql(url.get_secret_value(), Names(NAMESPACE).schema("agents"))
+
+    async def conduct(self) -> None:
+        """Everything, in order; the result is in the figures."""
+        committed_before = await self._sql.committed()
+        await self._survey()
+        await self._cool_down()
+        await self._warm_up()
+        await careful.patiently(self._store.flush)
+        stats = await careful.patiently(self._store.stats)
+        rows = await self._sql.rows()
+        book, figures = self._read_journals(), self._figures
+        figures.agents = len({agent for agent, key in book.promises if key == "report"})
+        figures.writes_acked, figures.writes_in_doubt = book.acked, len(book.doubts)
+        figures.rows = len(rows)
+        figures.coalesced = book.acked - (await self._sql.committed() - committed_before)
+        figures.evicted, figures.lag_ms = stats.evicted, _lag(stats)
+        figures.hydrated = stats.hydrated + book.events["left#"]
+        figures.recovered = book.events["resumed"]
+        figures.losses += losses(book, rows)
+        figures.lost = len(figures.losses)
+        self._show.say(f"read {len(rows):,} rows with plain asyncpg and compared them with the workers' journals")
+
+    # --- the swarm ------------------------------------------------------------------------------------------
+
+    async def _survey(self) -> None:
+        faults = None
+        try:
+            for _ in range(self._figures.workers):
+                await self._swarm.start()
+            self._show.say(f"{self._figures.workers} workers begin to survey {self._figures.modules} modules")
+            faults = asyncio.create_task(self._faults())
+            await asyncio.gather(self._watch(), faults)
+        finally:
+            if faults is not None:
+                faults.cancel()
+            await self._swarm.stop()
+        self._show.say(f"the survey is complete: {self._book.acked:,} writes acknowledged")
+
+    async def _watch(self) -> None:
+        """Follow the journals until all workers have left."""
+        acked, moved = -1, time.monotonic()
+        while not (self._swarm.finished() and self._faults_over):
+            async with self._news:
+                book = self._read_journals()
+                self._news.notify_all()
+            if book.acked != acked:
+                acked, moved = book.acked, time.monotonic()
+            elif time.monotonic() - moved > _STILL_S_MAX:
+                raise StuckError(f"no write was acknowledged for {_STILL_S_MAX:.0f} s")
+            await self._tell()
+            await asyncio.sleep(_LOOK_S)
+        self._read_journals()
+
+    async def _tell(self) -> None:
+        if time.monotonic() - self._told < _TELL_S:
+            return
+        self._told = time.monotonic()
+        try:
+            stats = await self._store.stats()
+        except cenote.CenoteError:
+            figures = "NATS is away, the workers wait"
+        else:
+            figures = f"{stats.dirty_entries:,} not yet in PostgreSQL, {stats.evicted:,} evicted"
+        text = f"{self._book.acked:,} writes acked, {figures}"
+        self._show.update(self._book.events["finished"], self._figures.modules, text)
+
+    def _read_journals(self) -> Book:
+        for path in [*self._journals, *(member.journal for member in self._swarm.members)]:
+            self._book.read(path)
+        return self._book
+
+    # --- the faults -----------------------------------------------------------------------------------------
+
+    async def _faults(self) -> None:
+        if self._figures.faults:
+            await self._kill_all()
+        self._faults_over = True
+
+    async def _kill_all(self) -> None:
+        """One fault at a time, each when the survey has come so far, the next when everything flows again."""
+        await self._surveyed(0.2)
+        self._figures.lag_ms_before_faults = _lag(await careful.patiently(self._store.stats))
+        await self._kill_worker()
+        await self._surveyed(0.4)
+        await self._kill_server("nats")
+        await self._surveyed(0.6)
+        await self._kill_server("postgres")
+
+    async def _surveyed(self, share: float) -> None:
+        enough = share * self._figures.modules
+        async with self._news:
+            await self._news.wait_for(lambda: self._book.events["finished"] >= enough)
+
+    async def _kill_worker(self) -> None:
+        async with self._news:
+            victim = await self._news.wait_for(lambda: self._swarm.victim(self._book))
+        assert victim is not None
+        await self._swarm.kill(victim)
+        self._figures.kills["worker"] += 1
+        self._read_journals()
+        orphans = len(self._book.halfway(victim.journal))
+        heir = await self._swarm.start(replaces=victim.name)
+        self._show.say(f"kill -9 {victim.name} with {orphans} agents half-way; {heir.name} resumes them", "yellow")
+
+    async def _kill_server(self, name: Literal["nats", "postgres"]) -> None:
+        began = time.monotonic()
+        os.kill(self._servers()[name]["pid"], signal.SIGKILL)
+        self._figures.kills[name] += 1
+        self._show.say(f"kill -9 {name}", "yellow")
+        await careful.put(self._journal, self._store.agent("conductor"), f"after/{name}", {"run": self._run})
+        await careful.patiently(self._store.flush)
+        seconds = self._figures.outage_s[name] = round(time.monotonic() - began, 2)
+        self._show.say(f"{name} is back: a write was acknowledged and is in PostgreSQL {seconds:.1f} s after the kill")
+
+    def _servers(self) -> dict[str, Any]:
+        assert self._store.servers is not None, "the demo runs its own servers"
+        return self._store.servers
+
+    # --- cold and warm --------------------------------------------------------------------------------------
+
+    async def _cool_down(self) -> None:
+        """Wait until the finished agents have left KV."""
+        self._show.say("idle agents are evicted: PostgreSQL has their state, KV need not")
+        until = time.monotonic() + _COLD_S_MAX
+        while (await careful.patiently(self._store.stats)).kv_entries > 1:  # the newest one always stays
+            if time.monotonic() > until:
+                raise StuckError(f"idle entries were still in KV after {_COLD_S_MAX:.0f} s")
+            await self._tell()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _warm_up(self) -> None:
+        """Bring some agents back, and read them as anybody would."""
+        promises = self._book.promises
+        names = sorted({agent for agent, key in promises if key == "report"})[:_WARMED_AGENTS]
+        brought = 0
+        for name in names:
+            agent = self._store.agent(name)
+            brought += (await agent.hydrate()).keys
+            state = {key: digest(value) async for key, value in agent.items()}
+            for (owner, key), promise in promises.items():
+                if owner == name and state.get(key) != promise.digest:
+                    self._figures.losses.append(Loss(name, key, "hydrated as another value"))
+        self._show.say(f"{len(names)} agents were asked for again: {brought:,} entries hydrated from PostgreSQL")
+
+
+def _lag(stats: cenote.Stats) -> dict[str, float | None]:
+    return {"p50": stats.lag_ms_p50, "p95": stats.lag_ms_p95, "p99": stats.lag_ms_p99}

@@ -1,0 +1,116 @@
+"""What each worker promised itself: an intent before each write, an acknowledgement before its logic learns of it.
+
+A record is one write(2) to a file opened with O_APPEND, so what a killed process has written stays written, and only
+its last line can be torn. The journal knows nothing of the store, which is why it can judge it.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Place = tuple[str, str]  # agent and key
+
+
+def digest(value: Any) -> str:
+    """A short fingerprint of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=12).hexdigest()
+
+
+class Journal:
+    """The writing side: one per process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._intents = 0
+
+    def intent(self, agent: str, key: str, value: Any) -> int:
+        """This write may happen from now on; the number to refer to it."""
+        self._intents += 1
+        self._append("intent", self._intents, agent, key, digest(value))
+        return self._intents
+
+    def acked(self, intent: int, version: tuple[int, int]) -> None:
+        """The store has acknowledged it, as this version."""
+        self._append("acked", intent, *version)
+
+    def refused(self, intent: int) -> None:
+        """The store has said that it did not happen."""
+        self._append("refused", intent)
+
+    def event(self, name: str, agent: str, number: int) -> None:
+        """Something to be counted."""
+        self._append("event", name, agent, number)
+
+    def _append(self, *record: Any) -> None:
+        line = json.dumps(record).encode("ascii") + b"\n"
+        if os.write(self._file, line) != len(line):
+            raise OSError("the journal's disk is full")
+
+
+class Promise(NamedTuple):
+    """The newest acknowledged write of a key."""
+
+    version: tuple[int, int]
+    digest: str
+
+
+@dataclass
+class Book:
+    """The reading side: all journals of a run, read as they grow.
+
+    Attributes:
+        acked: acknowledged writes.
+        promises: the newest acknowledged write of each key.
+        doubts: writes of which the journals know no end: each may have happened or not.
+        events: how often each event happened, and the sum of their numbers under `name + "#"`.
+    """
+
+    acked: int = 0
+    promises: dict[Place, Promise] = field(default_factory=dict)
+    doubts: dict[tuple[Path, int], tuple[Place, str]] = field(default_factory=dict)
+    events: Counter[str] = field(default_factory=Counter)
+    _begun: dict[Path, set[str]] = field(default_factory=dict)
+    _read: dict[Path, int] = field(default_factory=dict)
+
+    def read(self, path: Path) -> None:
+        """Take in what was appended since; a torn last line waits for its end, which may never come."""
+        with path.open("rb") as file:
+            file.seek(self._read.get(path, 0))
+            text = file.read()
+        whole = text.rfind(b"\n") + 1
+        self._read[path] = self._read.get(path, 0) + whole
+        for line in text[:whole].splitlines():
+            self._take(path, *json.loads(line))
+
+    def halfway(self, path: Path) -> list[str]:
+        """The agents that the writer of this journal has begun, brought some way, and not finished."""
+        return [agent for agent in self._begun.get(path, ()) if (agent, "progress") in self.promises]
+
+    def _take(self, path: Path, kind: str, *rest: Any) -> None:
+        if kind == "intent":
+            number, agent, key, fingerprint = rest
+            self.doubts[path, number] = ((agent, key), fingerprint)
+        elif kind == "acked":
+            number, epoch, revision = rest
+            place, fingerprint = self.doubts.pop((path, number))
+            promise = Promise((epoch, revision), fingerprint)
+            self.promises[place] = max(promise, self.promises.get(place, promise))
+            self.acked += 1
+        elif kind == "refused":
+            del self.doubts[path, rest[0]]
+        else:
+            self._event(path, *rest)
+
+    def _event(self, path: Path, name: str, agent: str, number: int) -> None:
+        self.events[name] += 1
+        self.events[name + "#"] += number
+        begun = self._begun.setdefault(path, set())
+        if name in ("begun", "resumed"):
+            begun.add(agent)
+        elif name == "finished":
+            begun.discard(agent)

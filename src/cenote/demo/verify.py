@@ -1,0 +1,78 @@
+"""The verdict: what PostgreSQL holds, read by plain asyncpg, against what the journals promise."""
+
+import json
+import zlib
+from typing import NamedTuple
+
+import asyncpg
+
+from cenote.demo.journal import Book, Place, Promise, digest
+
+_ROWS = """
+SELECT r.name, s.key, s.value::text AS value, s.raw, s.epoch, s.version, s.deleted
+  FROM {schema}.state AS s JOIN {schema}.registry AS r USING (agent_id)
+ WHERE NOT s.quarantined
+"""
+_COMMITTED = "SELECT coalesce(sum(rows), 0)::bigint FROM {schema}.flushers"
+
+
+class Loss(NamedTuple):
+    """An acknowledged value that PostgreSQL does not hold, and what it holds instead."""
+
+    agent: str
+    key: str
+    why: str
+
+
+class Sql:
+    """PostgreSQL as any program sees it."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._dsn = dsn
+        self._schema = schema
+
+    async def committed(self) -> int:
+        """Row versions that flushes have ever committed; the state table itself keeps only the newest of each key."""
+        connection = await asyncpg.connect(self._dsn)
+        try:
+            return int(await connection.fetchval(_COMMITTED.format(schema=self._schema)))
+        finally:
+            await connection.close()
+
+    async def rows(self) -> dict[Place, Promise]:
+        """The version and the fingerprint of every row."""
+        connection = await asyncpg.connect(self._dsn)
+        try:
+            records = await connection.fetch(_ROWS.format(schema=self._schema))
+        finally:
+            await connection.close()
+        return {
+            (record["name"], record["key"]): Promise((record["epoch"], record["version"]), _digest(record))
+            for record in records
+        }
+
+
+def _digest(record: "asyncpg.Record") -> str:
+    if record["deleted"]:
+        return "deleted"
+    exact = record["raw"]  # only where jsonb would refuse or change the value; large ones are compressed
+    if exact is not None:
+        exact = exact if exact[:1] in b'{["' else zlib.decompress(exact)
+    return digest(json.loads(record["value"] if exact is None else exact))
+
+
+def losses(book: Book, rows: dict[Place, Promise]) -> list[Loss]:
+    """Every promise that is broken: a key must hold its newest acknowledged write, or a later one that is in doubt."""
+    doubts = set(book.doubts.values())
+    found = []
+    for place, promise in book.promises.items():
+        row = rows.get(place)
+        if row is None:
+            found.append(Loss(*place, "no row"))
+        elif row.version < promise.version:
+            found.append(Loss(*place, f"version {row.version} is older than {promise.version}"))
+        elif row.version == promise.version and row.digest != promise.digest:
+            found.append(Loss(*place, "another value under the same version"))
+        elif row.version > promise.version and (place, row.digest) not in doubts:
+            found.append(Loss(*place, f"version {row.version} was written by nobody"))
+    return found
