@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -75,6 +76,7 @@ class Link:
         self._subscriptions: dict[int, Subscription] = {}
         self._sids = _INBOX_SID
         self._down = asyncio.Event()
+        self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._denied: list[str] = []
         self._out: list[bytes] = []
@@ -98,13 +100,16 @@ class Link:
         self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._sweep())]
 
     async def close(self) -> None:
-        """Disconnect for good; whatever waits for an answer fails with `AnswerLost`."""
+        """Disconnect for good, once what was sent has arrived; what waits for an answer gets `AnswerLost`."""
+        self._closing = True  # nats-py swallows a cancellation here and there: the flag ends the task then
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         connection = self._connection
         if connection is not None:
             self._flush()
+            with contextlib.suppress(OSError, TimeoutError, Error):
+                await connection.nc.flush(timeout=1)
             self._lost(connection.nc, _CLOSED)
             await hang_up(connection.nc)
 
@@ -159,20 +164,20 @@ class Link:
             await nc.flush(timeout=CONNECT_TIMEOUT_S)
         except (OSError, TimeoutError, Error) as error:
             raise UnavailableError("NATS went away while the connection was set up") from error
-        if self._down.is_set():
+        if self._down.is_set() or self._closing:
             raise UnavailableError("NATS closed the connection while it was set up")
         denied = next((words for words in self._denied if self._inbox.lower() in words.lower()), None)
         if denied:
             raise SetupError(f"NATS: {denied}", hint="the user must be allowed to subscribe to its inbox")
 
     async def _keep(self) -> None:
-        while True:
+        while not self._closing:
             await self._down.wait()
             if self._connection is not None:
                 await hang_up(self._connection.nc)
                 self._connection = None
             waits = iter(_RETRY_S)
-            while self._connection is None:
+            while self._connection is None and not self._closing:
                 try:
                     await self._connect_once()
                 except CenoteError as error:
@@ -211,7 +216,7 @@ class Link:
 
     async def _sweep(self) -> None:
         """Time out what waits too long, and notice a connection that nats-py has given up."""
-        while True:
+        while not self._closing:
             await asyncio.sleep(_SWEEP_S)
             if self._connection is not None and not self._connection.nc.is_connected:
                 self._lost(self._connection.nc, "the connection broke or the server stopped answering")

@@ -144,7 +144,7 @@ class StateStream:
         ahead of the reader and is met there. Raises what a read raises; a listing is not resumed over a
         reconnect.
         """
-        page = limits.LIST_PAGE_KEYS
+        page = limits.SCAN_PAGE_KEYS
         filter_subject = filter_subject or self.prefix + ">"
         body = {"next_by_subj": filter_subject, "batch": page, "max_bytes": _PAGE_BYTES}
         sequence = from_sequence
