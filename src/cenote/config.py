@@ -46,8 +46,8 @@ __all__ = [
 TEMPORARY: Final = ":temporary:"
 """The data directory that vanishes at exit."""
 
-RESERVED_ENVIRONMENT: Final = frozenset({"CENOTE_CRASH_AT"})
-"""Variables that are read elsewhere (`points.py`), hence no unknown settings."""
+RESERVED_ENVIRONMENT: Final = frozenset({"CENOTE_CRASH_AT", "CENOTE_TEST_POSTGRES_BIN", "CENOTE_TRACEBACK"})
+"""Variables that are read elsewhere (`points.py`, `testing/`, `cli/`), hence no unknown settings."""
 
 _PREFIX: Final = "CENOTE_"
 _toml: ContextVar[Path | None] = ContextVar("cenote_toml", default=None)

@@ -79,6 +79,11 @@ def alive(process: Process) -> bool:
     return process.began != "" and _began(process.pid) == process.began
 
 
+def myself() -> Process:
+    """The process that asks."""
+    return Process(os.getpid(), _began(os.getpid()) or "")
+
+
 def stop(process: Process, steps: Sequence[tuple[signal.Signals, float]]) -> bool:
     """Send each signal in turn and wait its seconds for the end; whether the process is gone."""
     for number, seconds in steps:

@@ -19,7 +19,7 @@ from cenote.errors import ServerStartError
 
 TEMPORARY = ":temporary:"
 TEMPORARY_PREFIX = "cenote-"
-_NAMES = {"start.lock", "users.lock", "state.json", "nats", "postgres"}
+_NAMES = {"start.lock", "users.lock", "state.json", "nats", "postgres", "serve.json", "serve.log", "serve.log.1"}
 Name = Literal["nats", "postgres"]
 Phase = Literal["starting", "recovery", "public"]
 

@@ -1,5 +1,7 @@
 """The machines of one open store, wired together."""
 
+import os
+import socket
 from dataclasses import dataclass
 
 from cenote.engine.core import Core
@@ -27,6 +29,6 @@ def build(core: Core) -> Machines:
     """Wire the machines of a started core; nothing runs yet."""
     hydrator = Hydrator(core)
     lease = Lease(core.link, core.names, core.writer_id)
-    board = Board(holder=core.writer_id)
+    board = Board(holder=core.writer_id, pid=os.getpid(), host=socket.gethostname())
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     return Machines(core, Writer(core, hydrator), Reader(core, hydrator), hydrator, lease, board, flusher)

@@ -1,0 +1,113 @@
+"""`dead-letters`: writes that PostgreSQL refused, and what becomes of them (flow rule 14)."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cenote.cli.options import Common, command
+from cenote.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from cenote.config import Config
+    from cenote.sql.rows import DeadLetter
+
+app = typer.Typer(help="Writes that PostgreSQL refused: they are served as they were, and wait for a decision.")
+
+Id = Annotated[int, typer.Argument(metavar="ID", help="As `dead-letters list` prints it.")]
+
+
+@command(app, "list")
+def listed(common: Common) -> int:
+    """List what waits for a decision; exit code 1 when something does."""
+    from cenote.cli.reach import wait
+    from cenote.model.entry import Version, from_us
+    from cenote.model.key import from_sql_key
+
+    found: list[dict[str, Any]] = [
+        {
+            "id": letter.id,
+            "agent_id": str(letter.agent_id),
+            "key": from_sql_key(letter.key),
+            "version": str(Version(letter.epoch, letter.version)),
+            "bytes": len(letter.raw),
+            "reason": letter.reason,
+            "created_at": from_us(letter.created_us).isoformat(timespec="seconds"),
+        }
+        for letter in wait(_letters(common.load(flush__enabled=False)))
+    ]
+    if common.json:
+        print_json(found)
+    elif found:
+        print_table(
+            ["ID", "AGENT", "KEY", "VERSION", "BYTES", "REASON", "CREATED AT"], [list(one.values()) for one in found]
+        )
+    else:
+        print("no dead letters")
+    return 1 if found else 0
+
+
+@command(app, "retry")
+def retry(common: Common, letter: Id) -> int:
+    """Put a write into its row after all, under its own version."""
+    from cenote.cli.reach import wait
+
+    applied = wait(_retry(common.load(flush__enabled=False), letter))
+    if common.json:
+        print_json({"id": letter, "resolved": True, "applied": applied})
+    else:
+        print(f"{letter}: " + ("it is in its row now" if applied else "resolved; a newer write had come meanwhile"))
+    return 0
+
+
+@command(app, "discard")
+def discard(common: Common, letter: Id) -> int:
+    """Take a letter off the list; its row goes on serving the exact bytes."""
+    from cenote.cli.reach import wait
+
+    wait(_discard(common.load(flush__enabled=False), letter))
+    if common.json:
+        print_json({"id": letter, "resolved": True})
+    else:
+        print(f"{letter}: off the list; the key still reads as it was written")
+    return 0
+
+
+async def _letters(config: "Config") -> list["DeadLetter"]:
+    from cenote.cli.reach import sql_only
+    from cenote.limits import LIST_PAGE_KEYS
+
+    found: list[DeadLetter] = []
+    async with sql_only(config) as table:
+        while page := await table.dead_letters(found[-1].id if found else 0, LIST_PAGE_KEYS):
+            found += page
+    return found
+
+
+async def _retry(config: "Config", letter_id: int) -> bool:
+    from cenote.cli.reach import sql_only
+    from cenote.errors import CenoteError, RejectedError
+    from cenote.model import value
+
+    async with sql_only(config) as table:
+        letter = await table.dead_letter(letter_id)
+        if letter is None:
+            raise _unknown(letter_id)
+        text, raw = value.json_text(*value.from_sql(None, letter.raw))
+        try:
+            return await table.retry_dead_letter(letter_id, text, raw)
+        except RejectedError as error:
+            raise CenoteError(f"refused again: {error}", hint=f"cenote dead-letters discard {letter_id}") from error
+
+
+async def _discard(config: "Config", letter_id: int) -> None:
+    from cenote.cli.reach import sql_only
+
+    async with sql_only(config) as table:
+        if not await table.discard_dead_letter(letter_id):
+            raise _unknown(letter_id)
+
+
+def _unknown(letter_id: int) -> Exception:
+    from cenote.errors import NotFoundError
+
+    return NotFoundError(f"no dead letter {letter_id} waits", hint="see: cenote dead-letters list")
