@@ -22,6 +22,8 @@ _MODULES = 180
 _MODULES_MIN = 20  # fewer are over before the last fault
 _WHOLE_RUN_S = 3600.0
 
+_LOG = "cenote.log"
+
 OK, FAILED, NO_START, USAGE, INTERRUPTED = 0, 1, 2, 64, 130
 
 
@@ -37,7 +39,7 @@ def play(*, modules: int | None, workers: int, faults: bool, as_json: bool, data
     with tempfile.TemporaryDirectory(prefix="cenote-demo-") as name:
         folder = Path(name)
         try:
-            with _logged(folder / "cenote.log"):
+            with _logged(folder / _LOG):
                 asyncio.run(_conduct(figures, Show(console, quiet=as_json), folder))
         except NotStartedError as error:
             errors.print(f"cenote demo cannot start: {error}", markup=False, style="red")
@@ -91,6 +93,5 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def _last_words(folder: Path) -> str:
-    """The ends of all logs of the run, which are about to be removed."""
-    logs = [(path.stem, path.read_text(errors="replace")[-2000:].rstrip()) for path in sorted(folder.glob("*.log"))]
-    return "\n\n".join(f"--- {name}\n{text}" for name, text in logs if text)
+    """The end of the log, which is about to be removed."""
+    return (folder / _LOG).read_text(errors="replace")[-1500:]
