@@ -64,6 +64,19 @@ class PgServer:
             self.process.wait(30)
             self.process = None
 
+    def freeze(self) -> None:
+        """SIGSTOP to the postmaster: nobody gets a new connection, and nobody a refusal."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to one backend."""
+        os.kill(pid, number)
+
     def _popen(self, *command: object) -> subprocess.Popen[bytes]:
         with (self.root / "log").open("ab") as log:
             return subprocess.Popen(
@@ -192,7 +205,7 @@ def beat(high_water: int = 1, **changes: Any) -> Heartbeat:
 async def until(condition: Callable[[], Awaitable[object]], timeout_s: float = 15) -> None:
     """Wait for what another connection or the server brings about."""
     async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110 - a server has no event to wait for
+        while not await condition():
             await asyncio.sleep(0.01)
 
 

@@ -51,12 +51,22 @@ def translated(error: BaseException) -> CenoteError:
     if isinstance(error, asyncpg.PostgresError):
         return _from_server(error)
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        return SetupError(f"bad PostgreSQL URL: {_words(error)}", tier=TIER)
+        error.args = ("bad URL",)
+        return bad_url()
     if isinstance(error, TimeoutError):
         return UnavailableError("PostgreSQL did not answer in time", tier=TIER)
     if isinstance(error, FOREIGN):
         return UnavailableError(f"PostgreSQL cannot be reached: {_words(error)}", tier=TIER)
     return CenoteError(f"PostgreSQL: {type(error).__name__}", tier=TIER)
+
+
+def bad_url() -> SetupError:
+    """The URL is not quoted: what stands in the wrong place may be the password."""
+    return SetupError(
+        "sql.url cannot be read",
+        tier=TIER,
+        hint="postgresql://user:password@host:port/database, with the password percent-encoded",
+    )
 
 
 def is_read_only(error: BaseException) -> bool:

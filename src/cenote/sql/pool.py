@@ -20,7 +20,7 @@ import asyncpg
 
 from cenote.errors import CenoteError, PoolTimeoutError, SetupError, UnavailableError
 from cenote.naming import Names
-from cenote.sql.errors import FOREIGN, TIER, is_read_only, translated
+from cenote.sql.errors import FOREIGN, TIER, bad_url, is_read_only, translated
 from cenote.sql.loader import Queries
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 15.0  # by our clock; the server's own statement_timeout, below, comes first
+CANCEL_TIMEOUT_S: Final = 2.0  # a cancelled statement that has not ended by then costs its connection
 SERVER_SETTINGS: Final = {
     "statement_timeout": "10s",
     "lock_timeout": "1s",
@@ -199,6 +200,8 @@ class Database:
                     self._pool = await self._new_pool()
                 except FOREIGN as error:
                     raise translated(error) from error
+                except ValueError:
+                    raise bad_url() from None  # asyncpg's parser lets some through, and quotes what it read
         return self._pool
 
     async def _new_pool(self) -> Any:
@@ -243,4 +246,4 @@ class Database:
         # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error
         # that is on its way to it, says more than this one.
         with suppress(*FOREIGN):
-            await pool.release(con, timeout=ANSWER_TIMEOUT_S)
+            await pool.release(con, timeout=CANCEL_TIMEOUT_S)

@@ -6,6 +6,7 @@ can be repeated, never a single statement. A lost COMMIT is the one outcome nobo
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, TypeVar
 
@@ -130,4 +131,5 @@ async def _roll_back(con: asyncpg.Connection) -> None:
         async with asyncio.timeout(_ROLLBACK_TIMEOUT_S):
             await con.execute("ROLLBACK")
     except FOREIGN:
-        con.terminate()
+        with suppress(*FOREIGN):  # the pool has taken a lost connection back already
+            con.terminate()
