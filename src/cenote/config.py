@@ -204,13 +204,14 @@ def _overridden(config: Config, arguments: dict[str, Any]) -> Config:
     """The same settings, whatever the environment says by now, under `arguments`."""
     if not arguments:
         return config
-    values = {name: config.namespace if name == "namespace" else {} for name in Config.model_fields}
+    values: dict[str, Any] = {section: {} for section in _SECTIONS}
     for name, value in _fields(config):
         section, _, field = name.partition(".")
         if field:
-            values[section][field] = value  # type: ignore[index]  # a dict by the line above
-    for name, value in arguments.items():
-        values[name] = value if name == "namespace" else {**values[name], **value}  # type: ignore[dict-item]
+            values[section][field] = value
+    for section, fields in arguments.items():
+        values[section] = values[section] | fields if section in _SECTIONS else fields
+    values.setdefault("namespace", config.namespace)
     loaded = Config(**values)
     loaded._origins.clear()
     loaded._origins.update(config._origins, **dict.fromkeys(_flat(arguments), "argument"))
