@@ -118,5 +118,5 @@ async def link(server: KvServer, request: pytest.FixtureRequest) -> AsyncIterato
 async def until(condition: Callable[[], object], timeout_s: float = 15) -> None:
     """Wait for a condition that another task or server brings about."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  the condition has no event to wait for
+        while not condition():
             await asyncio.sleep(0.01)

@@ -216,7 +216,7 @@ async def test_the_feed_tells_each_entry_and_its_predecessor(stream: StateStream
     await put(stream, "b.k", b"other")
     second = await put(stream, "a.k", b"2")
     async with asyncio.timeout(5):
-        while len(seen) < 2:  # noqa: ASYNC110  the feed is a plain callback
+        while len(seen) < 2:
             await asyncio.sleep(0.01)
     assert seen == [(subject("a.k"), first, 0, b"1"), (subject("a.k"), second, first, b"2")]
     feed.close()

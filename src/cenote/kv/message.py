@@ -12,6 +12,7 @@ from cenote.kv.clock import parse_time_us
 _SUBJECT = b"\r\nNats-Subject: "
 _SEQUENCE = b"\r\nNats-Sequence: "
 _TIME = b"\r\nNats-Time-Stamp: "
+_LAST = b"\r\nNats-Last-Sequence: "
 
 
 class Message(NamedTuple):
@@ -51,7 +52,7 @@ def last_value(header: bytes, name: bytes) -> bytes | None:
 
 
 def server_lines(header: bytes) -> tuple[bytes, int, int]:
-    """Subject, sequence and time (µs) from the server's lines of a direct get or a republished message."""
+    """Subject, sequence and time (µs) from the server's lines of a direct get."""
     time = header.rindex(_TIME)
     sequence = header.rindex(_SEQUENCE, 0, time)
     subject = header.rindex(_SUBJECT, 0, sequence)
@@ -60,6 +61,20 @@ def server_lines(header: bytes) -> tuple[bytes, int, int]:
         header[subject + 16 : sequence],
         int(header[sequence + 17 : time]),
         parse_time_us(header[begin : header.index(b"\r\n", begin)]),
+    )
+
+
+def republished(header: bytes) -> tuple[bytes, int, int, int]:
+    """Subject, sequence, the subject's sequence before it and time (µs); the last two lines are fixed, too."""
+    last = header.rindex(_LAST)
+    time = header.rindex(_TIME, 0, last)
+    sequence = header.rindex(_SEQUENCE, 0, time)
+    subject = header.rindex(_SUBJECT, 0, sequence)
+    return (
+        header[subject + 16 : sequence],
+        int(header[sequence + 17 : time]),
+        int(header[last + 22 : -4]),
+        parse_time_us(header[time + 19 : last]),
     )
 
 

@@ -19,7 +19,14 @@ from nats.errors import Error
 from cenote.kv.lane import Handler
 
 _PREFACE = b"NATS/1.0"
-_SERVER_LINES = ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp")  # `message.py` has why
+_SERVER_LINES = (  # in the order in which the server appends them; `message.py` has why
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+)
 
 
 class Road(Protocol):

@@ -7,7 +7,7 @@ and the loss of the newest entries by asking the leader for the stream's last se
 from collections.abc import Callable
 
 from cenote.kv.link import Link
-from cenote.kv.message import last_value, server_lines
+from cenote.kv.message import republished
 from cenote.naming import AGENT_STATE, Names
 
 OnEntry = Callable[[bytes, int, int, int, bytes, bytes], None]
@@ -29,6 +29,5 @@ class Feed:
         self._subscription.close()
 
     def _on_frame(self, _subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
-        subject, sequence, time_us = server_lines(header)
-        last = last_value(header, b"Nats-Last-Sequence: ")
-        self._on_entry(subject, sequence, int(last or 0), time_us, header, payload)
+        subject, sequence, last_sequence, time_us = republished(header)
+        self._on_entry(subject, sequence, last_sequence, time_us, header, payload)
