@@ -178,6 +178,22 @@ async def test_i1_a_flusher_that_dies_holding_a_batch_loses_nothing(cenote_serve
             await eventually(lambda: holds(sql, agent, "held", "1"), "I1, I11: an acked write never reached SQL")
 
 
+async def test_an_agent_is_known_by_name_though_its_flusher_died_after_the_ack(cenote_servers: TestServers) -> None:
+    """Nothing of it will ever be delivered again: whoever joins by name, or watches, would not know it."""
+    settings = cenote_servers.fresh(**QUICK)
+    async with cenote.open(**settings) as store, tables(cenote_servers, store) as sql:
+        agent = store.agent("newborn")
+        with at(flush_acked=asyncio.Event().wait) as crossed:
+            await agent.put("k", 1)
+            await reached(lambda: crossed.get("flush.acked"), "the ack of the first write")
+            assert store._machines.flusher is not None
+            await store._machines.flusher.stop()
+        async with cenote.open(**settings) as heir:
+            await heir.agent("another").put("k", 2, durability="sql")
+            query = f"SELECT count(*) FROM {sql.schema}.registry WHERE agent_id = $1 AND name = 'newborn'"
+            demand(await sql.link.fetchval(query, agent.id) == 1, "an agent has rows and no name")
+
+
 @toothed(the_bisection, the_quarantined_row)
 async def test_s21_a_poison_value_stops_nobody(cenote_servers: TestServers) -> None:
     """What `put` would refuse, put there by a foreign writer: SQL refuses it, its neighbours go through."""

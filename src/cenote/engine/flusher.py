@@ -116,6 +116,7 @@ class Shift:
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._known_agents: set[keys.AgentRef] = set()
+        self._nameless: set[keys.AgentRef] = set()
         self._pull: Pull | None = None
 
     async def work(self) -> None:
@@ -242,6 +243,7 @@ class Shift:
             await self._until_committed(batch, max(delivery.sequence for delivery in taken))
         if points.armed:
             await points.hit("flush.committed")
+        await self._register(batch)
         if core.link.generation != self._generation:
             raise ShiftOver("the connection was replaced during a flush")
         ack_many(core.link, [delivery.reply for delivery in batch.settled], generation=self._generation)
@@ -252,7 +254,6 @@ class Shift:
         assert self._pull is not None
         self._pull.release(len(taken))
         self._tell(batch, taken, (time.monotonic() - started) * 1000)
-        await self._register(batch)
 
     async def _until_committed(self, batch: Batch, high_water: int) -> None:
         core = self._core
@@ -316,15 +317,18 @@ class Shift:
         core.counts.unknown_formats += len(batch.later)
 
     async def _register(self, batch: Batch) -> None:
-        """Beside the flush, never before or within it: a registry that refuses must not stop anyone's flush."""
-        new = batch.agents - self._known_agents
+        """After the commit and in a transaction of its own: a registry that refuses must not stop anyone's flush. But
+        before the ack, after which nothing would ever bring the agent's name again."""
+        new = (batch.agents | self._nameless) - self._known_agents
         if not new:
             return
         try:
             await self._core.table.register([(agent.id, keys.sql_key(agent.text)) for agent in new])
         except CenoteError as error:
             log.warning("agents could not be registered, next flush tries again: %s", error)
+            self._nameless = new
             return
+        self._nameless = set()
         if len(self._known_agents) > _KNOWN_AGENTS_MAX:
             self._known_agents.clear()
         self._known_agents |= new
