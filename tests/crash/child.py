@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cenote
-from cenote.agent import AgentState
 from cenote.engine import flusher
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -22,13 +21,19 @@ from history import Journal
 HOT = [f"hot{number}" for number in range(6)]
 COLD = [f"cold{number}" for number in range(40)]
 AGENT = "survivor"
+NEWBORN = "newborn"
+
+
+def owner(key: str) -> str:
+    """Whose key it is: one hot key belongs to an agent that nobody has heard of before the child."""
+    return NEWBORN if key == HOT[-1] else AGENT
 
 
 class Worker:
     """One task's operations, journaled."""
 
-    def __init__(self, agent: AgentState, journal: Journal, name: str) -> None:
-        self._agent = agent
+    def __init__(self, store: cenote.Store, journal: Journal, name: str) -> None:
+        self._store = store
         self._journal = journal
         self._name = name
         self._dice = random.Random(name)
@@ -39,17 +44,18 @@ class Worker:
         self._numbers += 1
         kind = self._dice.random()
         value = None if kind < 0.15 else f"{self._name}.{self._numbers}" + "x" * self._dice.randrange(300)
+        agent = self._store.agent(owner(key))
         intent = self._journal.begin("write", key, value)
         try:
             if value is None:
-                await self._agent.delete(key)
+                await agent.delete(key)
             elif kind < 0.3:
-                await self._agent.update(key, lambda _: value, default=None)
+                await agent.update(key, lambda _: value, default=None)
             elif kind < 0.4:
-                entry = await self._agent.entry(key)
-                await self._agent.put(key, value, if_version=entry)
+                entry = await agent.entry(key)
+                await agent.put(key, value, if_version=entry)
             else:
-                await self._agent.put(key, value)
+                await agent.put(key, value)
         except cenote.OutcomeUnknownError:
             return
         except (cenote.UnavailableError, cenote.ConflictError, cenote.NotFoundError):
@@ -61,7 +67,7 @@ class Worker:
         """Get, and note what it returned."""
         intent = self._journal.begin("read", key)
         try:
-            self._journal.end(intent, await self._agent.get(key))
+            self._journal.end(intent, await self._store.agent(owner(key)).get(key))
         except cenote.UnavailableError:
             self._journal.refused(intent)
 
@@ -82,7 +88,7 @@ class Worker:
                 await (self.write(key) if number % 4 == 3 else self.read(key))
                 await asyncio.sleep(0.03)
             try:
-                await self._agent.hydrate()
+                await self._store.agent(AGENT).hydrate()
             except cenote.UnavailableError:
                 continue
 
@@ -101,7 +107,7 @@ def ack_before_commit() -> None:
 
 async def main(settings: dict[str, Any], journal: Path, session: str, seconds: float) -> None:
     async with cenote.open(**settings) as store:
-        workers = [Worker(store.agent(AGENT), Journal(journal, f"{session}.{n}"), f"{session}.{n}") for n in range(5)]
+        workers = [Worker(store, Journal(journal, f"{session}.{n}"), f"{session}.{n}") for n in range(5)]
         print("working", flush=True)
         jobs = [
             *(one.write_for_ever() for one in workers[:3]),
