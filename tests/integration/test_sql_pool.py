@@ -127,7 +127,7 @@ ERRORS: list[tuple[str, type[CenoteError]]] = [
     ("22P02", DataRefused), ("22P05", DataRefused), ("22003", DataRefused), ("22021", DataRefused),
     ("54000", DataRefused), ("54001", DataRefused), ("23514", DataRefused),
     ("57P01", UnavailableError), ("57P02", UnavailableError), ("57P03", UnavailableError),
-    ("53300", UnavailableError), ("08006", UnavailableError), ("55P03", UnavailableError),
+    ("53300", UnavailableError), ("08006", UnavailableError), ("55P03", TransactionError),
     ("57014", UnavailableError), ("25006", UnavailableError), ("XX000", CenoteError),
 ]  # fmt: skip
 

@@ -28,12 +28,12 @@ FOREIGN: Final = (
 )
 """What a call into asyncpg may raise, cancellation apart."""
 
-_AGAIN = {"40001", "40P01"}
+_AGAIN = {"40001", "40P01", "55P03"}  # lock_timeout is as short as deadlock_timeout: either may end a deadlock
 _BEHIND = {"42P01", "3F000", "42703", "42883"}  # undefined table, schema, column, function
 _DENIED = {"42501", "28000", "28P01", "3D000"}
 _REFUSED = {"23502", "23514", "54000", "54001"}  # not null, check, program limit, stack depth
 _LOST_CLASSES = {"08", "53", "57", "58"}  # connection, resources, operator intervention, system
-_LOST = {"55P03", "55006", "25P03", "25P04", "25006"}  # lock not available, …, read-only server
+_LOST = {"25P03", "25P04", "25006"}  # the session's or transaction's time is over, read-only server
 
 
 class DataRefused(RejectedError):
