@@ -9,11 +9,14 @@ Installing cenote brings a pytest plugin with two fixtures:
 
 Fault tools: `FaultProxy` resets connections, holds bytes and loses answers between a store and its servers (see
 `TestServers.by_url`), `frozen(pid)` stops a process and all below it.
+
 `evict_now` and `tier_of` move values between the tiers and tell where they are.
 """
 
+from cenote.testing.faults import FaultProxy as FaultProxy
+from cenote.testing.faults import frozen as frozen
 from cenote.testing.servers import TestServers as TestServers
 from cenote.testing.tiers import evict_now as evict_now
 from cenote.testing.tiers import tier_of as tier_of
 
-__all__ = ["TestServers", "evict_now", "tier_of"]
+__all__ = ["FaultProxy", "TestServers", "evict_now", "frozen", "tier_of"]
