@@ -1,0 +1,1 @@
+"""PostgreSQL, and nothing else: the pool, transactions, the schema, and what the engine asks of it."""
