@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cenote import blocking as blocking
     from cenote.agent import AgentState as AgentState
     from cenote.config import Config as Config
     from cenote.engine.hydrator import Hydrated as Hydrated
@@ -78,7 +79,7 @@ _HOMES = {
     "errors",
 )
 
-__all__ = ["open", *_HOMES]
+__all__ = ["blocking", "open", *_HOMES]
 
 
 def open(  # the word users expect; the builtin is not used here
@@ -113,6 +114,8 @@ def open(  # the word users expect; the builtin is not used here
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
+    if name == "blocking":
+        return import_module("cenote.blocking")
     if home is None:
         raise AttributeError(f"module 'cenote' has no attribute {name!r}")
     return getattr(import_module(f"cenote.{home}"), name)

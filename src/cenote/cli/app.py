@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cenote.cli import dead_letters, doctor, entries, listing, moving, servers, settings, shows, status
+from cenote.cli.help import Group
 from cenote.cli.options import OPERATION
 
 app = typer.Typer(
@@ -13,7 +14,8 @@ app = typer.Typer(
     epilog="Exit codes: 0 healthy or done, 1 degraded or not found, 2 unhealthy or failed, 64 usage.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    cls=Group,
 )
 
 

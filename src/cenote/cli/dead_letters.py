@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cenote.cli.help import Group
 from cenote.cli.options import Common, command
 from cenote.cli.output import print_json, print_table
 
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from cenote.config import Config
     from cenote.sql.rows import DeadLetter
 
-app = typer.Typer(help="Writes that PostgreSQL refused: they are served as they were, and wait for a decision.")
+app = typer.Typer(
+    cls=Group, help="Writes that PostgreSQL refused: they are served as they were, and wait for a decision."
+)
 
 Id = Annotated[int, typer.Argument(metavar="ID", help="As `dead-letters list` prints it.")]
 

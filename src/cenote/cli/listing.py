@@ -7,7 +7,7 @@ import typer
 
 from cenote.cli.entries import Agent
 from cenote.cli.options import STATE, Common, command
-from cenote.cli.output import print_json, print_table, printable, short
+from cenote.cli.output import note, print_json, print_table, printable, short
 
 if TYPE_CHECKING:
     from cenote.config import Config
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Prefix = Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin with it.")]
+Prefix = Annotated[str, typer.Argument(metavar="PREFIX", help="Only keys that begin with it.")]
 
 
 @command(app, "ls", panel=STATE)
@@ -38,6 +38,8 @@ def ls(
     else:
         for key in found:
             print(printable(key))
+    if not found:
+        note(f"{agent!r} has no keys" + (f" that begin with {prefix!r}" if prefix else ""))
     return 0 if found else 1
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cenote.cli import help
 from cenote.cli.exits import BadUsage
 from cenote.errors import SetupError
 
@@ -63,7 +64,10 @@ class Common:
         try:
             return load(self.config, overrides=defaults | self.overrides())
         except SetupError as error:
-            raise BadUsage(str(error.args[0]), hint=error.hint or "cenote config prints all settings") from error
+            message = str(error.args[0])
+            for name in self.overrides():
+                message = message.replace(name, name.replace("__", "."))
+            raise BadUsage(message, hint="see: cenote config") from error
 
 
 _OPTIONS: dict[str, Any] = {
@@ -120,7 +124,7 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
         run.__doc__ = function.__doc__
         run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
-        app.command(name, rich_help_panel=panel)(run)
+        app.command(name, cls=help.Command, rich_help_panel=panel)(run)
         return function
 
     return register

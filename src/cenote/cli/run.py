@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
 def _usage(error: Any) -> CenoteError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "cenote"
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
     return CenoteError(message[:1].lower() + message[1:], hint=f"see: {path} --help")
 
 

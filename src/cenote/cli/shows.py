@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cenote.cli.help import Command
 from cenote.cli.options import SHOWS
 
 app = typer.Typer()
@@ -11,7 +12,7 @@ app = typer.Typer()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command("demo", rich_help_panel=SHOWS)
+@app.command("demo", cls=Command, rich_help_panel=SHOWS)
 def demo(
     modules: Annotated[int | None, typer.Option("--modules", min=20, help="How many modules are surveyed.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="How many processes survey them.")] = 4,
@@ -30,7 +31,7 @@ def demo(
     return run(modules=modules, workers=workers, faults=not no_faults, as_json=as_json, data_dir=data_dir)
 
 
-@app.command("bench", rich_help_panel=SHOWS)
+@app.command("bench", cls=Command, rich_help_panel=SHOWS)
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller sizes.")] = False,
     as_json: Json = False,

@@ -1,0 +1,442 @@
+"""The store without `await`: for programs that have no event loop, from any number of threads.
+
+    with cenote.blocking.open() as store:
+        scout = store.agent("scout-7")
+        scout.put("plan", {"goal": "map the cave"}).durable()
+
+Each open store has one background thread with an event loop, on which everything happens; a call waits for its answer
+there. Iterators are plain iterators; an endless one (`watch`) is ended with `.close()`, from any thread.
+
+- A change function given to `update` runs on the background thread: it must be quick, and must not call the store.
+- A store belongs to the process that opened it. After a fork the child's calls raise SetupError: it opens its own.
+- Close a store. One that is forgotten dies with the process without waiting for PostgreSQL; KV has everything.
+"""
+
+import asyncio
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+from uuid import UUID
+
+from cenote import agent as agents
+from cenote import store as stores
+from cenote import typed as typeds
+from cenote.agent import Durability
+from cenote.config import Config
+from cenote.engine import receipt as receipts
+from cenote.engine.hydrator import Hydrated
+from cenote.engine.monitor import Stats
+from cenote.errors import OutcomeUnknownError, RejectedError, SetupError
+from cenote.health import Health
+from cenote.model.entry import Entry, Version
+
+__all__ = ["AgentState", "Iteration", "Receipt", "Store", "Typed", "open"]
+
+T = TypeVar("T")
+_PAGE = 256  # items of a finite iterator that one hand-over between the threads brings
+_ABSENT: Any = object()
+
+
+def open(  # the word users expect; the builtin is not used here
+    config: Config | Path | str | None = None,
+    *,
+    kv: str | None = None,
+    sql: str | None = None,
+    namespace: str | None = None,
+    data_dir: Path | str | None = None,
+    **overrides: Any,
+) -> "Store":
+    """Open a store: `with cenote.blocking.open() as store`, or call `store.close()`. Takes and raises what
+    `cenote.open` and its opening do."""
+    import cenote
+
+    opening = cenote.open(config, kv=kv, sql=sql, namespace=namespace, data_dir=data_dir, **overrides)
+
+    async def opened() -> stores.Store:
+        return await opening
+
+    thread = _LoopThread()
+    try:
+        return Store(thread, thread.run(opened()))
+    except BaseException:
+        thread.stop()
+        raise
+
+
+class _LoopThread:
+    """The background thread of one store. After `stop` it takes no call, and what was under way has ended."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="cenote-blocking", daemon=True)
+        self._thread.start()
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it; a forked child has no such thread."""
+        return os.getpid() == self._pid
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and wait for it.
+
+        Raises:
+            SetupError: the store is closed, or belongs to the process we were forked from.
+            RejectedError: called from the background thread itself, which would wait for ever.
+            OutcomeUnknownError: the store was closed meanwhile.
+        """
+        try:
+            return self.call(work)
+        except CancelledError:
+            raise OutcomeUnknownError("the store was closed while this call was under way") from None
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same, but a cancellation stays one."""
+        try:
+            self._check()
+            with self._lock:
+                if self._stopped:
+                    raise SetupError("this store is closed", hint="open it again with cenote.blocking.open()")
+                future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C in the waiting thread; nothing happens to a future that is done
+            raise
+
+    def stop(self) -> None:
+        """Cancel what is under way and end the thread."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _check(self) -> None:
+        if not self.ours:
+            raise SetupError(
+                f"this store was opened by process {self._pid}, and does not survive a fork",
+                hint="open another one in this process",
+            )
+        if threading.current_thread() is self._thread:
+            raise RejectedError("a change function must not call the store: it runs on the store's own thread")
+
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        finally:
+            self._loop.close()
+
+
+class Iteration(Generic[T]):
+    """A plain iterator over what the store yields. One thread iterates at a time; any thread may `close` it, and an
+    iteration that waits ends then."""
+
+    def __init__(self, thread: _LoopThread, source: AsyncIterator[T], *, page: int) -> None:
+        self._thread = thread
+        self._source = cast("AsyncGenerator[T]", source)
+        self._page = page
+        self._ready: deque[T] = deque()
+        self._filling: asyncio.Task[Any] | None = None
+        self._over = False
+        self._turn = threading.Lock()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._turn:
+            if not self._ready and not self._over:
+                try:
+                    self._thread.call(self._fill())
+                except CancelledError:
+                    self._over = True  # closed by another thread, or with its store
+            if not self._ready:
+                raise StopIteration
+            return self._ready.popleft()
+
+    def close(self) -> None:
+        """End it. Fine when it has ended, and when the store is closed."""
+        self._over = True
+        try:
+            self._thread.call(self._end())
+        except (SetupError, CancelledError):
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _fill(self) -> None:
+        self._filling = asyncio.current_task()
+        try:
+            while len(self._ready) < self._page:
+                self._ready.append(await anext(self._source))
+        except StopAsyncIteration:
+            self._over = True
+        finally:
+            self._filling = None
+
+    async def _end(self) -> None:
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait([self._filling])
+        await self._source.aclose()
+
+
+class Receipt:
+    """See `cenote.Receipt`."""
+
+    __slots__ = ("_receipt", "_thread")
+
+    def __init__(self, thread: _LoopThread, receipt: receipts.Receipt) -> None:
+        self._thread = thread
+        self._receipt = receipt
+
+    @property
+    def key(self) -> str:
+        """The key that was written."""
+        return self._receipt.key
+
+    @property
+    def version(self) -> Version:
+        """Where the write stands in the key's history; usable as `if_version`."""
+        return self._receipt.version
+
+    @property
+    def durability(self) -> str:
+        """ "kv", or "sql" once PostgreSQL is known to have committed it."""
+        return self._receipt.durability
+
+    def __repr__(self) -> str:
+        return repr(self._receipt)
+
+    def durable(self, timeout: timedelta | float | None = None) -> Self:
+        """Wait until PostgreSQL has committed this write or a newer one; see `cenote.Receipt.durable`."""
+        self._thread.run(self._receipt.durable(timeout))
+        return self
+
+
+Condition = Version | Receipt | Entry | int | None
+
+
+class AgentState:
+    """See `cenote.AgentState`. Get it from `store.agent()`; threads may share it."""
+
+    def __init__(self, thread: _LoopThread, agent: agents.AgentState) -> None:
+        self._thread = thread
+        self._agent = agent
+
+    @property
+    def name(self) -> str:
+        """How the agent was named."""
+        return self._agent.name
+
+    @property
+    def id(self) -> UUID:
+        """The agent's UUID in PostgreSQL."""
+        return self._agent.id
+
+    def __repr__(self) -> str:
+        return repr(self._agent)
+
+    def put(
+        self,
+        key: str,
+        value: object,
+        *,
+        ttl: timedelta | None = None,
+        if_version: Condition = None,
+        durability: Durability = "kv",
+    ) -> Receipt:
+        """Write a value; see `cenote.AgentState.put`."""
+        work = self._agent.put(key, value, ttl=ttl, if_version=_condition(if_version), durability=durability)
+        return Receipt(self._thread, self._thread.run(work))
+
+    def delete(self, key: str, *, if_version: Condition = None) -> Receipt:
+        """Delete a key; see `cenote.AgentState.delete`."""
+        work = self._agent.delete(key, if_version=_condition(if_version))
+        return Receipt(self._thread, self._thread.run(work))
+
+    def update(
+        self,
+        key: str,
+        change: Callable[[Any], object],
+        *,
+        default: Any = _ABSENT,
+        into: type[Any] | None = None,
+        deadline: timedelta | float | None = None,
+    ) -> Entry:
+        """Read, change, write back, again on conflict; see `cenote.AgentState.update`. `change` runs on the store's
+        thread."""
+        if default is _ABSENT:
+            return self._thread.run(self._agent.update(key, change, into=into, deadline=deadline))
+        return self._thread.run(self._agent.update(key, change, default=default, into=into, deadline=deadline))
+
+    def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
+        """Write several keys; see `cenote.AgentState.put_many`. `.done` of a PartialError holds `cenote.Receipt`s."""
+        done = self._thread.run(self._agent.put_many(items, ttl=ttl))
+        return {key: Receipt(self._thread, receipt) for key, receipt in done.items()}
+
+    def get(self, key: str, default: Any = None, *, into: type[Any] | None = None) -> Any:
+        """The value, or `default`; see `cenote.AgentState.get`."""
+        return self._thread.run(self._agent.get(key, default, into=into))
+
+    def entry(self, key: str, *, into: type[Any] | None = None) -> Entry:
+        """The value with its circumstances; see `cenote.AgentState.entry`."""
+        return self._thread.run(self._agent.entry(key, into=into))
+
+    def get_many(self, wanted: Iterable[str], *, into: type[Any] | None = None) -> dict[str, Any]:
+        """The values of several keys, without the absent ones; see `cenote.AgentState.get_many`."""
+        return self._thread.run(self._agent.get_many(wanted, into=into))
+
+    def keys(self, prefix: str = "") -> Iteration[str]:
+        """Every live key, once each; see `cenote.AgentState.keys`."""
+        return Iteration(self._thread, self._agent.keys(prefix), page=_PAGE)
+
+    def items(self, prefix: str = "", *, into: type[Any] | None = None) -> Iteration[tuple[str, Any]]:
+        """Every live key with its value; see `cenote.AgentState.items`."""
+        return Iteration(self._thread, self._agent.items(prefix, into=into), page=_PAGE)
+
+    def watch(
+        self, prefix: str = "", *, since: Version | int | None = None, into: type[Any] | None = None
+    ) -> Iteration[Entry]:
+        """Changes as they happen; see `cenote.AgentState.watch`."""
+        return Iteration(self._thread, self._agent.watch(prefix, since=since, into=into), page=1)
+
+    def typed(self, key: str, cls: type[T]) -> "Typed[T]":
+        """One key bound to a class; see `cenote.AgentState.typed`."""
+        return Typed(self._thread, self._agent.typed(key, cls))
+
+    def hydrate(self) -> Hydrated:
+        """Bring all keys back into KV; see `cenote.AgentState.hydrate`."""
+        return self._thread.run(self._agent.hydrate())
+
+    def flush(self, timeout: timedelta | float | None = None) -> None:
+        """Wait until PostgreSQL has all of this agent; see `cenote.AgentState.flush`."""
+        self._thread.run(self._agent.flush(timeout))
+
+
+class Typed(Generic[T]):
+    """One key of one agent, bound to a class."""
+
+    def __init__(self, thread: _LoopThread, typed: typeds.Typed[T]) -> None:
+        self._thread = thread
+        self._typed = typed
+
+    def put(self, value: T, *, ttl: timedelta | None = None, if_version: Condition = None) -> Receipt:
+        """See `AgentState.put`."""
+        work = self._typed.put(value, ttl=ttl, if_version=_condition(if_version))
+        return Receipt(self._thread, self._thread.run(work))
+
+    def get(self, default: T | None = None) -> T | None:
+        """See `AgentState.get`."""
+        return self._thread.run(self._typed.get(default))
+
+    def entry(self) -> Entry:
+        """See `AgentState.entry`."""
+        return self._thread.run(self._typed.entry())
+
+    def update(
+        self, change: Callable[[T], T], *, default: Any = ..., deadline: timedelta | float | None = None
+    ) -> Entry:
+        """See `AgentState.update`."""
+        return self._thread.run(self._typed.update(change, default=default, deadline=deadline))
+
+    def delete(self, *, if_version: Condition = None) -> Receipt:
+        """See `AgentState.delete`."""
+        return Receipt(self._thread, self._thread.run(self._typed.delete(if_version=_condition(if_version))))
+
+
+class Store:
+    """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
+
+    def __init__(self, thread: _LoopThread, store: stores.Store) -> None:
+        self._thread = thread
+        self._store = store
+        self._closed = False
+        self._closing = threading.Lock()
+
+    @property
+    def config(self) -> Config:
+        """The configuration it was opened with."""
+        return self._store.config
+
+    @property
+    def servers(self) -> dict[str, Any] | None:
+        """What runs embedded; see `cenote.Store.servers`."""
+        return self._store.servers
+
+    def agent(self, agent_id: str | UUID) -> AgentState:
+        """The state of one agent; see `cenote.Store.agent`."""
+        return AgentState(self._thread, self._store.agent(agent_id))
+
+    def flush(self, timeout: timedelta | float | None = None) -> None:
+        """Wait until everything acknowledged so far is in SQL; see `cenote.Store.flush`."""
+        self._thread.run(self._store.flush(timeout))
+
+    def stats(self) -> Stats:
+        """Counts, lag and violations; see `cenote.Stats`."""
+        return self._thread.run(self._store.stats())
+
+    def health(self) -> Health:
+        """A verdict with reasons; see `cenote.Store.health`."""
+        return self._thread.run(self._store.health())
+
+    def watch(self, agents: str = "*", *, prefix: str = "", since: Version | int | None = None) -> Iteration[Entry]:
+        """Changes of all agents that match; see `cenote.Store.watch`."""
+        return Iteration(self._thread, self._store.watch(agents, prefix=prefix, since=since), page=1)
+
+    def close(self) -> None:
+        """Wait up to `flush.drain_ms` for PostgreSQL, then leave; see `cenote.Store.aclose`. From any thread; a second
+        call waits for the first. In a forked child it does nothing."""
+        if not self._thread.ours:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._thread.run(self._store.aclose())
+            finally:
+                self._thread.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed and self._thread.ours:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+
+def _condition(given: Condition) -> Version | Entry | int | None:
+    return given.version if isinstance(given, Receipt) else given
