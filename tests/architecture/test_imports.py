@@ -8,7 +8,7 @@ import tomllib
 import sources
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
-DOORS = {"cli", "testing", "bench", "blocking", "dashboard", "integrations"}
+DOORS = {"cli", "testing", "bench", "demo", "blocking", "dashboard", "integrations"}
 DRIVERS = {
     "nats": {"kv", "embedded"},
     "asyncpg": {"sql", "embedded"},

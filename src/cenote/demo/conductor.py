@@ -16,8 +16,8 @@ from cenote.demo.swarm import Swarm
 from cenote.demo.verify import Loss, Sql, losses
 from cenote.naming import Names
 
-_STILL_S_MAX = 45.0  # so long without an acknowledged write means that something hangs
-_COLD_S_MAX = 20.0  # idle entries leave KV within this, or eviction does not work
+_STILL_S_MAX = 60.0  # so long without an acknowledged write means that something hangs
+_COLD_S_MAX = 30.0  # idle entries leave KV within this, or eviction does not work
 _WARMED_AGENTS = 25
 _LOOK_S = 0.1  # how often the journals are read …
 _TELL_S = 0.5  # … and the store is asked for its figures

@@ -98,6 +98,8 @@ class Show:
         self._console.print(line, soft_wrap=True)
 
     def _view(self) -> Group:
+        if not self._figures:
+            return Group(*self._lines)
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=self._total, completed=self._done, width=40), f"{self._done}/{self._total} modules"

@@ -47,6 +47,7 @@ class Swarm:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "cenote.demo.worker", msgspec.json.encode(orders).decode(),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,  # Ctrl-C is for the conductor, which ends its workers
             )  # fmt: skip
         member = Member(name, process, journal, log)
         self.members.append(member)

@@ -1,0 +1,87 @@
+"""`cenote demo` as a newcomer starts it, smaller: its own processes, its own servers, its own verdict."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+import cenote
+from cenote.demo import careful
+from cenote.demo.journal import Book, Journal
+from cenote.demo.verify import Sql, losses
+
+
+def _demo(tmp_path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it with a temporary directory of its own, so that what it leaves behind can be seen."""
+    temporary = tmp_path / "t"
+    temporary.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "cenote.demo", *options]
+    env = os.environ | {"TMPDIR": str(temporary)} | environment
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_though_a_worker_and_both_servers_are_killed(tmp_path: Path) -> None:
+    done = _demo(tmp_path, "--json", "--modules", "50", "--workers", "3")
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert figures["kills"] == {"worker": 1, "nats": 1, "postgres": 1}
+    assert figures["agents"] == 50
+    assert figures["writes_acked"] > 2 * figures["agents"]
+    assert min(figures[name] for name in ("rows", "coalesced", "evicted", "hydrated", "recovered")) > 0
+    assert figures["lost"] == 0
+    assert None not in figures["lag_ms"].values()
+    assert not list((tmp_path / "t").iterdir()), "the demo left something behind"
+
+
+@pytest.mark.timeout(180)
+def test_again_in_the_same_directory_in_plain_lines(tmp_path: Path) -> None:
+    options = ("--no-faults", "--modules", "20", "--workers", "2", "--data-dir", str(tmp_path / "data"))
+    first, second = _demo(tmp_path, *options), _demo(tmp_path, *options)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stdout[-1500:] + second.stderr
+    for done in (first, second):
+        assert "no acknowledged write was lost" in " ".join(done.stdout.replace("│", " ").split())
+        assert "/20 modules" in done.stdout
+        assert str(tmp_path / "data") in done.stdout
+        assert "\x1b" not in done.stdout
+
+
+def test_what_cannot_start_says_why(tmp_path: Path) -> None:
+    done = _demo(tmp_path, CENOTE_EMBEDDED__NATS_BIN=str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "cannot start" in done.stderr
+    assert "nats" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_too_little_to_show_is_a_matter_of_usage(tmp_path: Path) -> None:
+    done = _demo(tmp_path, "--modules", "3")
+    assert done.returncode == 64
+    assert "--modules" in done.stderr
+
+
+async def test_the_verdict_finds_a_row_that_is_gone(cenote_store: cenote.Store, tmp_path: Path) -> None:
+    journal, book = Journal(tmp_path / "journal"), Book()
+    agent = cenote_store.agent("json.decoder")
+    for number in range(10):
+        await careful.put(journal, agent, f"step/{number}", {"text": "é" * number, "share": number / 4})
+    await cenote_store.flush(10)
+    url = cenote_store.config.sql.url
+    assert url is not None
+    sql = Sql(url.get_secret_value(), cenote_store.config.names.schema("agents"))
+    book.read(tmp_path / "journal")
+    assert book.acked == 10
+    assert not losses(book, await sql.rows())
+
+    connection = await asyncpg.connect(url.get_secret_value())
+    try:
+        schema = cenote_store.config.names.schema("agents")
+        await connection.execute(f"DELETE FROM {schema}.state WHERE key = 'step/3'")
+    finally:
+        await connection.close()
+    assert [loss.key for loss in losses(book, await sql.rows())] == ["step/3"]

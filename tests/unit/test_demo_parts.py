@@ -1,0 +1,101 @@
+"""The parts of the demo that judge: a verdict that cannot find a loss would be worth nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from cenote.demo.journal import Book, Journal, Promise, digest
+from cenote.demo.report import Figures
+from cenote.demo.survey import modules, steps
+from cenote.demo.verify import losses
+
+SOURCE = b'''"""A caf\xc3\xa9."""
+import os
+from . import sibling
+
+class Cave:
+    """Deep."""
+    def depth(self, unit="m"): return 40
+
+def dive(cave: Cave, *, light=True) -> bool:
+    return light  # is that enough?
+'''
+
+
+def test_the_steps_of_a_source_are_its_findings_in_a_fixed_order() -> None:
+    found = steps(SOURCE)
+    assert found == steps(SOURCE)
+    assert [step.key for step in found] == [
+        "source", "imports", "outline/Cave", "docs/Cave", "outline/dive", "metrics/dive", "questions/001",
+        "questions/002", "report",
+    ]  # fmt: skip
+    by_key = dict(found)
+    assert by_key["imports"] == [".", "os"]
+    assert by_key["outline/Cave"]["methods"] == [{"name": "depth", "line": 7, "takes": "self, unit='m'"}]
+    assert by_key["outline/dive"]["gives"] == "bool"
+    assert by_key["questions/002"]["asks"] == "is that enough?"
+    assert by_key["report"]["doc"] == "A café."
+
+
+def test_the_standard_library_is_large_enough() -> None:
+    found = modules(180)
+    assert len({module.name for module in found}) == 180
+    assert "asyncio" in {module.name for module in modules(1000)}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """One write acknowledged twice, one refused, one without an answer, and a torn last line."""
+    path = tmp_path / "worker-1.journal"
+    writer = Journal(path)
+    writer.event("begun", "json", 0)
+    writer.acked(writer.intent("json", "progress", {"done": 1}), (1, 10))
+    writer.acked(writer.intent("json", "progress", {"done": 2}), (1, 20))
+    writer.refused(writer.intent("json", "claim", "worker-1"))
+    writer.intent("json", "progress", {"done": 3})
+    with path.open("ab") as file:
+        file.write(b'["intent", 9, "json", "prog')
+    return path
+
+
+def test_a_book_knows_what_was_promised_and_what_is_in_doubt(journal: Path) -> None:
+    book = Book()
+    book.read(journal)
+    book.read(journal)
+    place = ("json", "progress")
+    assert book.acked == 2
+    assert book.promises == {place: Promise((1, 20), digest({"done": 2}))}
+    assert list(book.doubts.values()) == [(place, digest({"done": 3}))]
+    assert book.halfway(journal) == ["json"]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (None, "no row"),
+        (((1, 10), {"done": 1}), "older"),
+        (((1, 20), {"done": 1}), "another value"),
+        (((1, 30), {"done": 4}), "by nobody"),
+        (((1, 20), {"done": 2}), ""),
+        (((1, 30), {"done": 3}), ""),
+    ],
+    ids=["missing", "older", "other", "foreign", "kept", "in doubt"],
+)
+def test_the_verdict(journal: Path, row: tuple[tuple[int, int], dict[str, int]] | None, why: str) -> None:
+    book = Book()
+    book.read(journal)
+    rows = {} if row is None else {("json", "progress"): Promise(row[0], digest(row[1]))}
+    found = losses(book, rows)
+    assert len(found) == bool(why)
+    assert all(why in loss.why for loss in found)
+
+
+@pytest.mark.parametrize("figure", ["evicted", "hydrated", "coalesced", "recovered", "nats", "lost", None])
+def test_a_run_in_which_something_did_not_happen_is_no_success(figure: str | None) -> None:
+    figures = Figures(20, 1, True, evicted=1, hydrated=1, coalesced=1, recovered=1)
+    figures.kills = {"worker": 1, "nats": 1, "postgres": 1}
+    if figure == "nats":
+        figures.kills["nats"] = 0
+    elif figure is not None:
+        setattr(figures, figure, int(figure == "lost"))
+    assert figures.judge() is (figure is None)
