@@ -88,7 +88,9 @@ def start(config: Config, common: Common) -> dict[str, Any]:
         return answer
     child.wait()
     words = [line for line in tail(log, began).splitlines() if line.startswith("error: ")]
-    raise ServerStartError(words[-1].removeprefix("error: ") if words else "it ended at once", hint=f"see {log}")
+    raise ServerStartError(
+        f"{words[-1].removeprefix('error: ')}; log: {log}" if words else f"it ended at once; log: {log}"
+    )
 
 
 def announce(descriptor: int, answer: dict[str, Any]) -> None:

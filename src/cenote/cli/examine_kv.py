@@ -25,6 +25,7 @@ _ENABLE = "start nats-server with -js, or enable JetStream for this account"
 class KvFacts:
     """What KV says of the store; None: unknown."""
 
+    known: bool = False
     epochs: Epochs | None = None
     board: Board | None = None
     flusher_alive: bool = False
@@ -86,6 +87,7 @@ class ExamineKv:
             SESSION_DATA: ttl_config(names, SESSION_DATA, config.kv, config.session.ttl_s),
             QUERY_CACHE: ttl_config(names, QUERY_CACHE, config.kv, config.cache.ttl_s),
         }
+        self.facts.known = True
         for bucket, settings in wanted.items():
             finding, info = await _bucket(link, bucket, settings)
             yield finding

@@ -80,20 +80,13 @@ def _program(config: Config, name: str) -> Finding:
             programs = binaries.postgres(config.embedded.postgres_bin, account_for(directory / "postgres" / "cluster"))
             found = f"{programs.version} in {programs.bin}"
     except CenoteError as error:
-        return failed(label, str(error.args[0]), _INSTALL if _missing(name) else error.hint or _INSTALL)
+        missing = error.hint in (None, binaries.INSTALL_HINT)
+        return failed(label, str(error.args[0]), _INSTALL if missing else str(error.hint))
     try:
         wheel = f" ({_EXTRA[name]} {version(_EXTRA[name])})"
     except PackageNotFoundError:
         wheel = ""
     return ok(label, found + wheel)
-
-
-def _missing(name: str) -> bool:
-    try:
-        version(_EXTRA[name])
-    except PackageNotFoundError:
-        return True
-    return False
 
 
 def _directory(config: Config) -> Iterator[Finding]:
@@ -126,7 +119,10 @@ def _permissions(directory: Path) -> Finding:
     if status.st_uid != os.geteuid():
         found = f"{directory} belongs to uid {status.st_uid}, this process runs as uid {os.geteuid()}"
         return failed("data dir", found, "run as that user, or give --data-dir DIR")
-    if status.st_mode & 0o077:
+    names = set(os.listdir(directory))
+    if names and not names & {"start.lock", "state.json"}:
+        return failed("data dir", f"{directory} is neither empty nor a data directory of cenote", "give --data-dir DIR")
+    if names and status.st_mode & 0o077:
         return warning(
             "data dir", f"{directory} is open to others ({status.st_mode & 0o777:o})", f"chmod 700 {directory}"
         )
@@ -134,4 +130,4 @@ def _permissions(directory: Path) -> Finding:
         DataDir(directory).load()
     except CenoteError as error:
         return failed("data dir", str(error.args[0]), error.hint or "give --data-dir DIR")
-    return ok("data dir", f"{directory} (0700)")
+    return ok("data dir", f"{directory} ({status.st_mode & 0o7777:04o})")

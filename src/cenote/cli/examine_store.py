@@ -10,12 +10,10 @@ from cenote.cli.findings import Finding, failed, ok, skipped, warning
 
 def compare(kv: KvFacts, sql: SqlFacts) -> Iterator[Finding]:
     """One finding about the store id and the epoch."""
-    if kv.epochs is None and not sql.epochs:
-        yield skipped("store", "none yet: the first that opens begins it")
+    if not kv.known or not sql.known:
+        yield skipped("store", "not compared: it takes both NATS and PostgreSQL")
     elif kv.epochs is None:
-        yield skipped("store", f"SQL knows store {sql.epochs[-1].store_id}, the stream is new or out of reach")
-    elif not sql.known:
-        yield skipped("store", f"{kv.epochs.store_id}, epoch {kv.epochs.newest}; SQL could not be asked")
+        yield skipped("store", "the stream belongs to no store yet: the first that opens begins one")
     elif not sql.epochs:
         yield failed("store", "the stream belongs to a store that this PostgreSQL does not know", _MEND)
     else:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cenote.cli.output import note
+from cenote.cli.output import note, printable
 from cenote.config import TEMPORARY, Config
 from cenote.embedded import inspect
 from cenote.embedded.state import DataDir, Name
@@ -39,14 +39,21 @@ class Reach(NamedTuple):
 def wait(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; warnings of the store go to stderr, one line each."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.addLevelName(logging.WARNING, "warning")
-    logging.addLevelName(logging.ERROR, "error")
+    handler.setFormatter(_OneLine())
     logger = logging.getLogger("cenote")
-    if not logger.handlers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    return asyncio.run(work)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        return asyncio.run(work)
+    finally:
+        logger.removeHandler(handler)
+
+
+class _OneLine(logging.Formatter):
+    """`warning: what happened`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {printable(record.getMessage())}"
 
 
 def embedded_names(config: Config) -> list[Name]:

@@ -109,7 +109,6 @@ def _serve(config: "Config", common: Common, ready_fd: int | None) -> int:
     from cenote.cli.serving import log_to_stderr, until_signal
 
     directory = reach.data_dir(config) if reach.embedded_names(config) else None
-    log_to_stderr()
 
     def ready(store: "Store") -> None:
         from cenote.cli import daemon
@@ -125,7 +124,8 @@ def _serve(config: "Config", common: Common, ready_fd: int | None) -> int:
             print(_greeting(answer), flush=True)
 
     try:
-        asyncio.run(until_signal(config, ready))
+        with log_to_stderr():
+            asyncio.run(until_signal(config, ready))
     finally:
         if directory is not None:
             from cenote.cli import daemon

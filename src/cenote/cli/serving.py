@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 
 from cenote.cli.reach import opened
 from cenote.config import Config
@@ -13,14 +13,22 @@ from cenote.store import Store
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def log_to_stderr() -> None:
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
     """What happens, with its time, for whoever watches or reads the log later."""
     logger = logging.getLogger("cenote")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 async def until_signal(config: Config, ready: Callable[[Store], None]) -> None:
