@@ -7,7 +7,7 @@ only after the call returned. What began and never ended may or may not have hap
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +74,11 @@ def acked(history: Iterable[Op]) -> int:
     return sum(op.kind == "write" and op.end < FOREVER for op in history)
 
 
-def violations(history: Iterable[Op]) -> list[str]:
+def violations(history: Iterable[Op], *, lag_s: float = 0.0, exact: tuple[str, ...] = ()) -> list[str]:
     """Every read that no order of the writes can explain, with the class of the error. Written values are unique.
+
+    Memory caches may be `lag_s` behind what *other* processes wrote (a session is "process.task"), those named in
+    `exact` not at all.
 
     A write took effect at one moment between its beginning and its end; one that never ended, at any later moment or
     never. So a write W is certainly overtaken at time t when another write began after W's end and ended before t.
@@ -83,17 +86,24 @@ def violations(history: Iterable[Op]) -> list[str]:
     by_key: dict[str, list[Op]] = {}
     for op in history:
         by_key.setdefault(op.key, []).append(op)
-    return [found for ops in by_key.values() for found in _of_key(ops)]
+
+    def known(write: Op, one: Op) -> bool:
+        """Whether the write was over, and this read's process must have heard of it."""
+        process = one.session.partition(".")[0]
+        at_once = process in exact or process == write.session.partition(".")[0]
+        return write.end < one.begin - (0.0 if at_once else lag_s)
+
+    return [found for ops in by_key.values() for found in _of_key(ops, known)]
 
 
-def _of_key(ops: list[Op]) -> Iterable[str]:
+def _of_key(ops: list[Op], known: Callable[[Op, Op], bool]) -> Iterable[str]:
     writes = [op for op in ops if op.kind == "write"]
     reads = sorted((op for op in ops if op.kind == "read" and op.end < FOREVER), key=lambda op: op.begin)
     source = {json.dumps(write.value): write for write in writes if write.value is not None}
     newest_seen: dict[str, Op] = {}
     for one in reads:
         if one.value is None:
-            puts = [w for w in writes if w.value is not None and w.end < one.begin]
+            puts = [w for w in writes if w.value is not None and known(w, one)]
             deletes = [d for d in writes if d.value is None and d.begin < one.end]
             if any(all(d.end < put.begin for d in deletes) for put in puts):
                 yield f"lost: {one} although {puts[-1]}"
@@ -102,7 +112,7 @@ def _of_key(ops: list[Op]) -> Iterable[str]:
         if write is None or write.begin > one.end:
             yield f"phantom: {one}"
             continue
-        over = [w for w in writes if write.end < w.begin and w.end < one.begin]
+        over = [w for w in writes if write.end < w.begin and known(w, one)]
         if over:
             yield f"{'resurrection' if over[-1].value is None else 'stale'}: {one} although {over[-1]}"
         before = newest_seen.get(one.session)

@@ -67,8 +67,13 @@ class Worker:
         """Get, and note what it returned."""
         intent = self._journal.begin("read", key)
         try:
-            self._journal.end(intent, await self._store.agent(owner(key)).get(key))
+            value = await self._store.agent(owner(key)).get(key)
         except cenote.UnavailableError:
+            self._journal.refused(intent)
+            return
+        if self._store._core.coherent:  # else it may be any age, and is marked as stale
+            self._journal.end(intent, value)
+        else:
             self._journal.refused(intent)
 
     async def write_for_ever(self) -> None:

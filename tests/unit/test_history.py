@@ -51,6 +51,16 @@ def test_a_good_history_passes(name: str) -> None:
     assert acked(GOOD[name])
 
 
+def test_a_memory_cache_may_lag_behind_other_processes_only() -> None:
+    def stale_by(lag: float, session: str) -> list[Op]:
+        return [w("a", 0, 1), w("b", 2, 3), r("a", 3 + lag, 4 + lag, session)]
+
+    assert violations(stale_by(0.5, "other.1"), lag_s=1) == []
+    assert violations(stale_by(1.5, "other.1"), lag_s=1)
+    assert violations(stale_by(0.5, "writer.2"), lag_s=1), "its own process has no excuse"
+    assert violations(stale_by(0.5, "judge"), lag_s=1, exact=("judge",))
+
+
 def test_a_journal_survives_a_torn_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", "s")
     first = journal.begin("write", "k", "a")
