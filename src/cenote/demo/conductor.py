@@ -109,7 +109,7 @@ class Conductor:
         else:
             figures = f"{stats.dirty_entries:,} not yet in PostgreSQL, {stats.evicted:,} evicted"
         text = f"{self._book.acked:,} writes acked, {figures}"
-        self._show.update(self._book.events["finished"], self._figures.modules, text)
+        self._show.update(len(self._book.finished), self._figures.modules, text)
 
     def _read_journals(self) -> Book:
         for path in [*self._journals, *(member.journal for member in self._swarm.members)]:
@@ -136,7 +136,7 @@ class Conductor:
     async def _surveyed(self, share: float) -> None:
         enough = share * self._figures.modules
         async with self._news:
-            await self._news.wait_for(lambda: self._book.events["finished"] >= enough)
+            await self._news.wait_for(lambda: len(self._book.finished) >= enough)
 
     async def _kill_worker(self) -> None:
         async with self._news:

@@ -67,6 +67,7 @@ class Book:
         acked: acknowledged writes.
         promises: the newest acknowledged write of each key.
         doubts: writes of which the journals know no end: each may have happened or not.
+        finished: agents whose survey is complete.
         events: how often each event happened, and the sum of their numbers under `name + "#"`.
     """
 
@@ -74,6 +75,7 @@ class Book:
     promises: dict[Place, Promise] = field(default_factory=dict)
     doubts: dict[tuple[Path, int], tuple[Place, str]] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
+    finished: set[str] = field(default_factory=set)
     _begun: dict[Path, set[str]] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
 
@@ -114,3 +116,4 @@ class Book:
             begun.add(agent)
         elif name == "finished":
             begun.discard(agent)
+            self.finished.add(agent)

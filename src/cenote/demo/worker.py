@@ -61,7 +61,10 @@ class Worker:
         """Make the module ours, if it is nobody's, or was left unfinished by the worker that we replace."""
         entry = await careful.look(agent, "claim")
         holder = entry.value if entry and entry.value.startswith(self._orders.run) else None
-        if holder is not None and (holder != self._predecessor or await self._finished(agent)):
+        if holder is not None and holder != self._predecessor:
+            return False
+        if holder is not None and await self._finished(agent):
+            self._journal.event("finished", agent.name, 0)  # it may have been killed just before it could say so
             return False
         try:
             await careful.put(self._journal, agent, "claim", self._me, if_version=entry or 0)
