@@ -14,7 +14,6 @@ from typing import Protocol
 
 from cenote.errors import CenoteError
 
-
 _dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 
 
@@ -34,13 +33,17 @@ def jittered_ms(attempts: int, policy: Policy, dice: float) -> float:
 
 
 class Backoff:
-    """One call's attempts. `await backoff.pause(error)` after each failed one."""
+    """One call's attempts. `await backoff.pause(error)` after each failed one.
+
+    `began`: when the call did, by the same clock, where that was before its first attempt had failed.
+    """
 
     def __init__(
         self,
         policy: Policy,
         deadline_ms: float,
         *,
+        began: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         dice: Callable[[], float] = _dice.random,
     ) -> None:
@@ -49,7 +52,7 @@ class Backoff:
         self._deadline_ms = deadline_ms
         self._clock = clock
         self._dice = dice
-        self._began = clock()
+        self._began = clock() if began is None else began
 
     @property
     def elapsed_ms(self) -> float:

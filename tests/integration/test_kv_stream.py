@@ -19,7 +19,7 @@ from cenote.kv.errors import (
     WrongSequence,
 )
 from cenote.kv.link import Link
-from cenote.kv.message import header_value
+from cenote.kv.message import header_value, republished
 from cenote.kv.stream import StateStream, sequence_of
 from cenote.kv.watch import Feed
 from cenote.naming import Names
@@ -205,11 +205,11 @@ async def test_the_first_entry_since_a_time(stream: StateStream) -> None:
 
 
 async def test_the_feed_tells_each_entry_and_its_predecessor(stream: StateStream) -> None:
-    seen: list[tuple[bytes, int, int, bytes]] = []
+    seen: list[tuple[str, int, int, bytes]] = []
     feed = Feed(
         stream.link,
         Names(),
-        lambda subject, sequence, last, _time, _header, payload: seen.append((subject, sequence, last, payload)),
+        lambda subject, sequence, header, payload: seen.append((subject, sequence, republished(header)[0], payload)),
         subset="a.>",
     )
     first = await put(stream, "a.k", b"1")
@@ -218,7 +218,8 @@ async def test_the_feed_tells_each_entry_and_its_predecessor(stream: StateStream
     async with asyncio.timeout(5):
         while len(seen) < 2:
             await asyncio.sleep(0.01)
-    assert seen == [(subject("a.k"), first, 0, b"1"), (subject("a.k"), second, first, b"2")]
+    name = subject("a.k").decode()
+    assert seen == [(name, first, 0, b"1"), (name, second, first, b"2")]
     feed.close()
     await put(stream, "a.k", b"3")
     await stream.get(subject("a.k"))

@@ -26,7 +26,7 @@ from cenote.kv.bucket import StreamInfo
 from cenote.kv.consumer import ConsumerInfo, consumer_info
 from cenote.kv.errors import JsNotFound, TooManyResults
 from cenote.kv.link import Link
-from cenote.kv.message import Message
+from cenote.kv.message import Message, republished
 from cenote.kv.stream import StateStream
 from cenote.kv.watch import Feed
 from cenote.model import key as keys
@@ -255,15 +255,14 @@ class Core:
         """Whether L1 has heard from the leader within the silence limit."""
         return time.monotonic() < self.coherent_until
 
-    def _event(self, subject: bytes, sequence: int, _last: int, time_us: int, header: bytes, payload: bytes) -> None:
+    def _event(self, subject: str, sequence: int, header: bytes, payload: bytes) -> None:
         if sequence > self._seen:
             self._seen = sequence
-        name = subject.decode("ascii")
-        held = self.cache.event(name)
+        held = self.cache.event(subject)
         # An own write is installed when its acknowledgement comes, which is at the same moment.
         news = held is not None and held.sequence < sequence and self._own_mark not in header
         if news or self.listeners:
-            message = Message(name, sequence, time_us, header, payload)
+            message = Message(subject, sequence, republished(header)[1], header, payload)
             if news and held is not None:
                 self._push(held, message)
             for listener in self.listeners:

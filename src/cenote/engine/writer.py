@@ -4,6 +4,7 @@ Every write of state gets its version from the stream; there is no second road i
 proof that the first was not accepted. After a lost answer the leader's entry decides: it carries the operation id.
 """
 
+import time
 from typing import NamedTuple
 
 from cenote import points
@@ -46,6 +47,7 @@ class Writer:
         self._core = core
         self._hydrator = hydrator
         self._writer_id = core.writer_id
+        self._timeout_ms = core.config.kv.request_timeout_ms
         self._operations = 0
 
     async def write(self, target: Target, content: Content) -> Stored:
@@ -60,28 +62,46 @@ class Writer:
         core.admit(deleting=content.deleted)
         operation = self._operation()
         header = _header(content, operation)
-        timeout_ms = core.config.kv.request_timeout_ms
-        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        began = time.monotonic()
         try:
-            while True:
-                try:
-                    if points.armed:
-                        await points.hit("write.ready")
-                    reply = await core.stream.publish_nowait(target.wire, header, content.body, timeout_ms)
-                    sequence = sequence_of(reply)
-                    break
-                except UnavailableError as error:  # proven: not accepted
-                    await backoff.pause(error)
-                    timeout_ms = core.attempt_ms(backoff)
-                except AnswerLost as lost:
-                    sequence = await self._settle(target, operation, backoff, lost)
-                    break
+            try:
+                sequence = await self._send(target, header, content.body, self._timeout_ms)
+            except (UnavailableError, AnswerLost) as error:
+                sequence = await self._insist(target, header, content.body, operation, error, began=began)
         except BaseException:
             core.cache.forget(target.subject)
             raise
         if points.armed:
             await points.hit("write.acked")
         return self._done(target, content, sequence, operation)
+
+    async def _send(self, target: Target, header: bytes, body: bytes, timeout_ms: int) -> int:
+        if points.armed:
+            await points.hit("write.ready")
+        return sequence_of(await self._core.stream.publish_nowait(target.wire, header, body, timeout_ms))
+
+    async def _insist(
+        self,
+        target: Target,
+        header: bytes,
+        body: bytes,
+        operation: str,
+        error: UnavailableError | AnswerLost,
+        *,
+        began: float,
+    ) -> int:
+        """What follows a failed first attempt: another one after each proof that nothing was accepted, a look at the
+        leader when the answer was lost."""
+        core = self._core
+        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms, began=began)
+        while True:
+            if isinstance(error, AnswerLost):
+                return await self._settle(target, operation, backoff, error)
+            await backoff.pause(error)
+            try:
+                return await self._send(target, header, body, core.attempt_ms(backoff))
+            except (UnavailableError, AnswerLost) as again:
+                error = again
 
     async def replace(
         self, target: Target, base: Base, content: Content, operation: str, *, lost: bool = False

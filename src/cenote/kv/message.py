@@ -64,18 +64,16 @@ def server_lines(header: bytes) -> tuple[bytes, int, int]:
     )
 
 
-def republished(header: bytes) -> tuple[bytes, int, int, int]:
-    """Subject, sequence, the subject's sequence before it and time (µs); the last two lines are fixed, too."""
+def republished_sequence(header: bytes) -> int:
+    """The sequence of a republished entry: all that its own writer needs of it."""
+    time = header.rindex(_TIME)
+    return int(header[header.rindex(_SEQUENCE, 0, time) + 17 : time])
+
+
+def republished(header: bytes) -> tuple[int, int]:
+    """The subject's sequence before this entry (0: none) and its time (µs); these two lines are the last."""
     last = header.rindex(_LAST)
-    time = header.rindex(_TIME, 0, last)
-    sequence = header.rindex(_SEQUENCE, 0, time)
-    subject = header.rindex(_SUBJECT, 0, sequence)
-    return (
-        header[subject + 16 : sequence],
-        int(header[sequence + 17 : time]),
-        int(header[last + 22 : -4]),
-        parse_time_us(header[time + 19 : last]),
-    )
+    return int(header[last + 22 : -4]), parse_time_us(header[header.rindex(_TIME, 0, last) + 19 : last])
 
 
 def stored(header: bytes, payload: bytes) -> Message:

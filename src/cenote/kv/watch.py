@@ -7,11 +7,11 @@ and the loss of the newest entries by asking the leader for the stream's last se
 from collections.abc import Callable
 
 from cenote.kv.link import Link
-from cenote.kv.message import republished
+from cenote.kv.message import republished_sequence
 from cenote.naming import AGENT_STATE, Names
 
-OnEntry = Callable[[bytes, int, int, int, bytes, bytes], None]
-"""Takes subject, sequence, the subject's sequence before it (0: none), time (µs), header and payload."""
+OnEntry = Callable[[str, int, bytes, bytes], None]
+"""Takes subject, sequence, header and payload; whoever wants more has `message.republished` read it in the header."""
 
 
 class Feed:
@@ -22,12 +22,14 @@ class Feed:
 
     def __init__(self, link: Link, names: Names, on_entry: OnEntry, *, subset: str = ">") -> None:
         self._on_entry = on_entry
+        self._prefix = names.subject(AGENT_STATE)
+        self._at = len(names.republished(AGENT_STATE))
         self._subscription = link.subscribe(names.republished(AGENT_STATE) + subset, self._on_frame)
 
     def close(self) -> None:
         """No entry is handed over after this."""
         self._subscription.close()
 
-    def _on_frame(self, _subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
-        subject, sequence, last_sequence, time_us = republished(header)
-        self._on_entry(subject, sequence, last_sequence, time_us, header, payload)
+    def _on_frame(self, subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
+        name = self._prefix + subject[self._at :].decode("ascii")
+        self._on_entry(name, republished_sequence(header), header, payload)
