@@ -7,7 +7,7 @@ import pytest
 from cenote.demo.journal import Book, Journal, Promise, digest
 from cenote.demo.report import Figures
 from cenote.demo.survey import modules, steps
-from cenote.demo.verify import losses
+from cenote.demo.verify import differences, losses
 
 SOURCE = b'''"""A caf\xc3\xa9."""
 import os
@@ -99,3 +99,10 @@ def test_a_run_in_which_something_did_not_happen_is_no_success(figure: str | Non
     elif figure is not None:
         setattr(figures, figure, int(figure == "lost"))
     assert figures.judge() is (figure is None)
+
+
+def test_what_is_read_must_be_what_the_rows_have() -> None:
+    rows = {("json", key): Promise((1, 1), key) for key in "abc"} | {("re", "a"): Promise((1, 1), "a")}
+    assert not differences({("json", key): key for key in "abc"}, rows)
+    found = differences({("json", "a"): "a", ("json", "b"): "other", ("json", "d"): "d"}, rows)
+    assert [loss.key for loss in found] == ["b", "c", "d"]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import cenote
 from cenote.demo import careful
-from cenote.demo.journal import Book, Journal, digest
+from cenote.demo.journal import Book, Journal, Place, digest
 from cenote.demo.pool import NAMESPACE
 from cenote.demo.report import Figures, Show
 from cenote.demo.swarm import Swarm
-from cenote.demo.verify import Loss, Sql, losses
+from cenote.demo.verify import Sql, differences, losses
 from cenote.naming import Names
 
 _STILL_S_MAX = 60.0  # so long without an acknowledged write means that something hangs
@@ -51,7 +51,7 @@ class Conductor:
         committed_before = await self._sql.committed()
         await self._survey()
         await self._cool_down()
-        await self._warm_up()
+        state = await self._warm_up()
         await careful.patiently(self._store.flush)
         stats = await careful.patiently(self._store.stats)
         rows = await self._sql.rows()
@@ -63,7 +63,7 @@ class Conductor:
         figures.evicted, figures.lag_ms = stats.evicted, _lag(stats)
         figures.hydrated = stats.hydrated + book.events["left#"]
         figures.recovered = book.events["resumed"]
-        figures.losses += losses(book, rows)
+        figures.losses = losses(book, rows) + differences(state, rows)
         figures.lost = len(figures.losses)
         self._show.say(f"read {len(rows):,} rows with plain asyncpg and compared them with the workers' journals")
 
@@ -175,19 +175,17 @@ class Conductor:
             await self._tell()
             await asyncio.sleep(_LOOK_S)
 
-    async def _warm_up(self) -> None:
-        """Bring some agents back, and read them as anybody would."""
-        promises = self._book.promises
-        names = sorted({agent for agent, key in promises if key == "report"})[:_WARMED_AGENTS]
+    async def _warm_up(self) -> dict[Place, str]:
+        """Bring some agents back, and read them as anybody would; the fingerprint of every value."""
+        names = sorted({agent for agent, key in self._book.promises if key == "report"})[:_WARMED_AGENTS]
+        state: dict[Place, str] = {}
         brought = 0
         for name in names:
             agent = self._store.agent(name)
             brought += (await agent.hydrate()).keys
-            state = {key: digest(value) async for key, value in agent.items()}
-            for (owner, key), promise in promises.items():
-                if owner == name and state.get(key) != promise.digest:
-                    self._figures.losses.append(Loss(name, key, "hydrated as another value"))
+            state |= {(name, key): digest(value) async for key, value in agent.items()}
         self._show.say(f"{len(names)} agents were asked for again: {brought:,} entries hydrated from PostgreSQL")
+        return state
 
 
 def _lag(stats: cenote.Stats) -> dict[str, float | None]:

@@ -76,3 +76,11 @@ def losses(book: Book, rows: dict[Place, Promise]) -> list[Loss]:
         elif row.version > promise.version and (place, row.digest) not in doubts:
             found.append(Loss(*place, f"version {row.version} was written by nobody"))
     return found
+
+
+def differences(state: dict[Place, str], rows: dict[Place, Promise]) -> list[Loss]:
+    """Where agents that were read through cenote (fingerprints in `state`) show something else than their rows."""
+    agents = {agent for agent, _ in state}
+    expected = {place: row.digest for place, row in rows.items() if place[0] in agents}
+    unlike = sorted(place for place in expected.keys() | state.keys() if expected.get(place) != state.get(place))
+    return [Loss(*place, "was read as another value than its row has") for place in unlike]
