@@ -1,211 +1,32 @@
-"""The store without `await`: for programs that have no event loop, from any number of threads.
+"""The classes of the face without `await`: each verb hands its twin's coroutine to the background thread.
 
-    with cenote.blocking.open() as store:
-        scout = store.agent("scout-7")
-        scout.put("plan", {"goal": "map the cave"}).durable()
-
-Each open store has one background thread with an event loop, on which everything happens; a call waits for its answer
-there. Iterators are plain iterators; an endless one (`watch`) is ended with `.close()`, from any thread.
-
-- A change function given to `update` runs on the background thread: it must be quick, and must not call the store.
-- A store belongs to the process that opened it. After a fork the child's calls raise SetupError: it opens its own.
-- Close a store. One that is forgotten dies with the process without waiting for PostgreSQL; KV has everything.
+A test compares the signatures with those of the originals; their docstrings are authoritative.
 """
 
-import asyncio
-import os
 import threading
 import warnings
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Self, TypeVar
 from uuid import UUID
 
 from cenote import agent as agents
 from cenote import store as stores
 from cenote import typed as typeds
 from cenote.agent import Durability
+from cenote.blocking.iteration import Iteration
+from cenote.blocking.thread import LoopThread
 from cenote.config import Config
 from cenote.engine import receipt as receipts
 from cenote.engine.hydrator import Hydrated
 from cenote.engine.monitor import Stats
-from cenote.errors import OutcomeUnknownError, RejectedError, SetupError
 from cenote.health import Health
 from cenote.model.entry import Entry, Version
 
-__all__ = ["AgentState", "Iteration", "Receipt", "Store", "Typed", "open"]
-
 T = TypeVar("T")
-_PAGE = 256  # items of a finite iterator that one hand-over between the threads brings
+_PAGE: Final = 256  # items of a finite iterator that one hand-over between the threads brings
 _ABSENT: Any = object()
-
-
-def open(  # the word users expect; the builtin is not used here
-    config: Config | Path | str | None = None,
-    *,
-    kv: str | None = None,
-    sql: str | None = None,
-    namespace: str | None = None,
-    data_dir: Path | str | None = None,
-    **overrides: Any,
-) -> "Store":
-    """Open a store: `with cenote.blocking.open() as store`, or call `store.close()`. Takes and raises what
-    `cenote.open` and its opening do."""
-    import cenote
-
-    opening = cenote.open(config, kv=kv, sql=sql, namespace=namespace, data_dir=data_dir, **overrides)
-
-    async def opened() -> stores.Store:
-        return await opening
-
-    thread = _LoopThread()
-    try:
-        return Store(thread, thread.run(opened()))
-    except BaseException:
-        thread.stop()
-        raise
-
-
-class _LoopThread:
-    """The background thread of one store. After `stop` it takes no call, and what was under way has ended."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._work, name="cenote-blocking", daemon=True)
-        self._thread.start()
-
-    @property
-    def ours(self) -> bool:
-        """Whether this process made it; a forked child has no such thread."""
-        return os.getpid() == self._pid
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for it.
-
-        Raises:
-            SetupError: the store is closed, or belongs to the process we were forked from.
-            RejectedError: called from the background thread itself, which would wait for ever.
-            OutcomeUnknownError: the store was closed meanwhile.
-        """
-        try:
-            return self.call(work)
-        except CancelledError:
-            raise OutcomeUnknownError("the store was closed while this call was under way") from None
-
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """The same, but a cancellation stays one."""
-        try:
-            self._check()
-            with self._lock:
-                if self._stopped:
-                    raise SetupError("this store is closed", hint="open it again with cenote.blocking.open()")
-                future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except BaseException:
-            work.close()
-            raise
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C in the waiting thread; nothing happens to a future that is done
-            raise
-
-    def stop(self) -> None:
-        """Cancel what is under way and end the thread."""
-        with self._lock:
-            if self._stopped:
-                return
-            self._stopped = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _check(self) -> None:
-        if not self.ours:
-            raise SetupError(
-                f"this store was opened by process {self._pid}, and does not survive a fork",
-                hint="open another one in this process",
-            )
-        if threading.current_thread() is self._thread:
-            raise RejectedError("a change function must not call the store: it runs on the store's own thread")
-
-    def _work(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        finally:
-            self._loop.close()
-
-
-class Iteration(Generic[T]):
-    """A plain iterator over what the store yields. One thread iterates at a time; any thread may `close` it, and an
-    iteration that waits ends then."""
-
-    def __init__(self, thread: _LoopThread, source: AsyncIterator[T], *, page: int) -> None:
-        self._thread = thread
-        self._source = cast("AsyncGenerator[T]", source)
-        self._page = page
-        self._ready: deque[T] = deque()
-        self._filling: asyncio.Task[Any] | None = None
-        self._over = False
-        self._turn = threading.Lock()
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        with self._turn:
-            if not self._ready and not self._over:
-                try:
-                    self._thread.call(self._fill())
-                except CancelledError:
-                    self._over = True  # closed by another thread, or with its store
-            if not self._ready:
-                raise StopIteration
-            return self._ready.popleft()
-
-    def close(self) -> None:
-        """End it. Fine when it has ended, and when the store is closed."""
-        self._over = True
-        try:
-            self._thread.call(self._end())
-        except (SetupError, CancelledError):
-            return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def _fill(self) -> None:
-        self._filling = asyncio.current_task()
-        try:
-            while len(self._ready) < self._page:
-                self._ready.append(await anext(self._source))
-        except StopAsyncIteration:
-            self._over = True
-        finally:
-            self._filling = None
-
-    async def _end(self) -> None:
-        if self._filling is not None:
-            self._filling.cancel()
-            await asyncio.wait([self._filling])
-        await self._source.aclose()
 
 
 class Receipt:
@@ -213,7 +34,7 @@ class Receipt:
 
     __slots__ = ("_receipt", "_thread")
 
-    def __init__(self, thread: _LoopThread, receipt: receipts.Receipt) -> None:
+    def __init__(self, thread: LoopThread, receipt: receipts.Receipt) -> None:
         self._thread = thread
         self._receipt = receipt
 
@@ -247,7 +68,7 @@ Condition = Version | Receipt | Entry | int | None
 class AgentState:
     """See `cenote.AgentState`. Get it from `store.agent()`; threads may share it."""
 
-    def __init__(self, thread: _LoopThread, agent: agents.AgentState) -> None:
+    def __init__(self, thread: LoopThread, agent: agents.AgentState) -> None:
         self._thread = thread
         self._agent = agent
 
@@ -344,7 +165,7 @@ class AgentState:
 class Typed(Generic[T]):
     """One key of one agent, bound to a class."""
 
-    def __init__(self, thread: _LoopThread, typed: typeds.Typed[T]) -> None:
+    def __init__(self, thread: LoopThread, typed: typeds.Typed[T]) -> None:
         self._thread = thread
         self._typed = typed
 
@@ -375,7 +196,7 @@ class Typed(Generic[T]):
 class Store:
     """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
 
-    def __init__(self, thread: _LoopThread, store: stores.Store) -> None:
+    def __init__(self, thread: LoopThread, store: stores.Store) -> None:
         self._thread = thread
         self._store = store
         self._closed = False
