@@ -1,5 +1,6 @@
 """What can be said about the distance between the tiers at this moment (I8; flow rule 19)."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -7,7 +8,9 @@ from cenote import limits
 from cenote.engine.core import reading
 from cenote.engine.lease import Board
 from cenote.engine.machines import Machines
-from cenote.errors import CenoteError
+from cenote.errors import CenoteError, UnavailableError
+
+_ANSWER_S = limits.SILENCE_MS_MAX / 1000  # who asks how things are does not want to hang with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,9 @@ async def stats(machines: Machines) -> Stats:
     dirty = core.backlog
     oldest_ms = 0 if not dirty else await _oldest_dirty_ms(machines, board, now_ms)
     try:
-        sql_rows: int | None = await core.table.count_rows()
-    except CenoteError:
+        async with asyncio.timeout(_ANSWER_S):
+            sql_rows: int | None = await core.table.count_rows()
+    except (CenoteError, TimeoutError):
         sql_rows = None
     return Stats(
         kv_entries=info.messages, kv_bytes=info.bytes, kv_fill=round(core.fill_share, 4), sql_rows=sql_rows,
@@ -106,10 +110,13 @@ async def round_trip_ms(machines: Machines) -> tuple[float | CenoteError, float 
     results: list[float | CenoteError] = []
     for ask in (core.stream.info, lambda: core.db.fetchval("SELECT 1")):
         try:
-            await ask()  # the first question may open connections, which is not what is measured
-            started = time.monotonic()
-            await ask()
+            async with asyncio.timeout(_ANSWER_S):
+                await ask()  # the first question may open connections, which is not what is measured
+                started = time.monotonic()
+                await ask()
             results.append((time.monotonic() - started) * 1000)
         except CenoteError as error:
             results.append(error)
+        except TimeoutError:
+            results.append(UnavailableError(f"no answer within {_ANSWER_S:g} s"))
     return results[0], results[1]

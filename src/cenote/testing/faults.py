@@ -36,6 +36,7 @@ class FaultProxy:
         self._refusing = False
         self._needle: bytes | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self.port = self.accepted = self.refused = self.lost = 0
 
     async def __aenter__(self) -> Self:
@@ -49,6 +50,8 @@ class FaultProxy:
         self._server.close()
         self.cut()
         self._open.set()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=5)
 
     def cut(self) -> None:
         """Reset all connections and refuse new ones until `heal()`."""
@@ -85,6 +88,10 @@ class FaultProxy:
         self.accepted += 1
         pair = (writer, upstream[1])
         self._pairs.add(pair)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         both = (self._pump(reader, upstream[1], pair, asking=True), self._pump(upstream[0], writer, pair, asking=False))
         try:
             await asyncio.gather(*both)
