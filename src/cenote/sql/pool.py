@@ -91,6 +91,7 @@ class Database:
         self._application_name = application_name
         self._opening = asyncio.Lock()
         self._pool: Any = None
+        self._releasing: set[asyncio.Future[None]] = set()
         self._closed = False
 
     @asynccontextmanager
@@ -245,5 +246,17 @@ class Database:
     async def _released(self, pool: Any, con: Any) -> None:
         # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error
         # that is on its way to it, says more than this one.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # A caller whose time is over does not wait until PostgreSQL has heard of it.
+            release = asyncio.ensure_future(pool.release(con, timeout=CANCEL_TIMEOUT_S))
+            self._releasing.add(release)
+            release.add_done_callback(self._let_go)
+            return
         with suppress(*FOREIGN):
             await pool.release(con, timeout=CANCEL_TIMEOUT_S)
+
+    def _let_go(self, release: asyncio.Future[None]) -> None:
+        self._releasing.discard(release)
+        if not release.cancelled():
+            release.exception()  # retrieved: see above
