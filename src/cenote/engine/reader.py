@@ -123,8 +123,11 @@ class Reader:
             while True:
                 try:
                     with reading():
-                        found |= await self._load_many(chunk)
+                        async with asyncio.timeout(backoff.left_ms / 1000):
+                            found |= await self._load_many(chunk)
                     break
+                except TimeoutError as error:
+                    raise UnavailableError("the keys could not be read in time") from error
                 except UnavailableError as error:
                     await backoff.pause(error)
         now_ms = core.now_ms()

@@ -5,6 +5,7 @@ proof that the first was not accepted. After a lost answer the leader's entry de
 """
 
 import time
+import asyncio
 from typing import NamedTuple
 
 from cenote import points
@@ -161,12 +162,16 @@ class Writer:
             try:
                 core.admit(deleting=False)
                 with reading():
-                    found = await self._hydrator.believed(target)
+                    async with asyncio.timeout(backoff.left_ms / 1000):
+                        found = await self._hydrator.believed(target)
                 if found is not None:
                     stored, generation = found
                     live = None if entries.gone(stored, core.now_ms()) else stored
                     return Base(live, stored.sequence, generation)
                 await backoff.pause(UnavailableError("the hydration of a key was overtaken again and again"))
+            except TimeoutError as error:
+                words = "what the key holds could not be read in time"
+                raise UnavailableError(words, key=target.key, tier="RELATIONAL_DB") from error
             except UnavailableError as error:
                 await backoff.pause(error)
 
