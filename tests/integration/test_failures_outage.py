@@ -15,7 +15,7 @@ from cenote.engine.cache import Cache
 from cenote.engine.core import Core
 from cenote.engine.evictor import Evictor
 from cenote.testing import FaultProxy, TestServers, frozen
-from witness import another, demand, eventually, in_kv, reached, tables, toothed
+from witness import another, demand, eventually, evict_all, in_kv, reached, tables, toothed
 
 QUICK = {"flush__drain_ms": 0}
 FROZEN = {"kv__deadline_ms": 3000, "kv__request_timeout_ms": 1000}
@@ -83,6 +83,36 @@ async def test_s03_i11_nothing_leaves_kv_while_postgresql_is_away(cenote_servers
 
             await reached(evicted, "an eviction: without one this proves nothing")
             demand(await agent.get("k1") == 1, "I1: a write was lost at its eviction")
+
+
+@pytest.mark.parametrize("how", ["cut", "held"])
+async def test_postgresql_away_is_told_in_time_and_kv_goes_on(how: str, cenote_servers: TestServers) -> None:
+    """Refused connections, and connections that stay open and answer nothing."""
+    async with FaultProxy(port(cenote_servers, "postgres")) as proxy:
+        settings = cenote_servers.by_url(sql_port=proxy.port, **QUICK, **FROZEN)
+        async with cenote.open(**settings) as store:
+            agent = store.agent("away")
+            await agent.put("evicted", 1)
+            assert await evict_all(store) >= 1
+            await agent.put("k", 1)
+            (proxy.cut if how == "cut" else proxy.hold)()
+            receipt = await agent.put("k", 2)
+            assert await agent.get("k") == 2
+            assert await agent.update("k", lambda value: value + 1)
+            await asyncio.gather(
+                in_time(agent.get("evicted"), cenote.UnavailableError),
+                in_time(agent.get_many(["k", "evicted"]), cenote.UnavailableError),
+                in_time(agent.update("evicted", lambda value: value), cenote.UnavailableError),
+                in_time(agent.put("evicted", 2, if_version=0), cenote.UnavailableError),
+                in_time(agent.put("k2", 2, durability="sql"), cenote.NotDurableError),
+                in_time(receipt.durable(1), cenote.NotDurableError),
+                in_time(store.flush(1), cenote.NotDurableError),
+            )
+            assert (await store.health()).verdict is cenote.Verdict.UNHEALTHY
+            proxy.heal()
+            await store.flush(30)
+            assert await agent.get("evicted") == 1
+            assert (await receipt.durable(1)).durability == "sql"
 
 
 @toothed(the_bound_of_the_backlog)

@@ -80,6 +80,12 @@ def the_start_of_the_backlog(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(monitor, "stats", by_entry)
 
 
+def the_bounds_of_l1(patch: pytest.MonkeyPatch) -> None:
+    """Whatever is read stays in memory."""
+    plain = Cache.__init__
+    patch.setattr(Cache, "__init__", lambda self, *_: plain(self, 1 << 30, 1 << 40, 60))
+
+
 # --- the tests ----------------------------------------------------------------------------------------------
 
 
@@ -181,6 +187,25 @@ async def test_i4_one_reader_never_sees_an_older_value(cenote_servers: TestServe
         assert hits["memory"] > 0, hits
         assert hits["kv"] > 0, hits
         assert hits["sql"] > 0, hits
+
+
+@toothed(the_bounds_of_l1)
+@pytest.mark.parametrize(
+    "bound", [{"memory__entries_max": 100}, {"memory__bytes_max": 1 << 20}], ids=lambda b: next(iter(b))
+)
+async def test_i15_l1_keeps_its_bounds(cenote_servers: TestServers, bound: dict[str, int]) -> None:
+    async with cenote.open(**cenote_servers.fresh(**QUICK, **bound)) as store:
+        agent = store.agent("i15")
+        await agent.get("begins to listen")
+        for start in range(0, 400, 100):
+            await agent.put_many({f"k{number}": "x" * 5_000 for number in range(start, start + 100)})
+        await asyncio.gather(*(agent.get(f"k{number}") for number in range(400)))
+        cache = store._core.cache
+        assert len(cache) > 20, "nothing was kept"
+        demand(len(cache) <= store.config.memory.entries_max, f"I15: L1 holds {len(cache)} entries")
+        demand(cache.bytes <= store.config.memory.bytes_max, f"I15: L1 holds {cache.bytes} bytes")
+        demand(len(cache) < 400, "I15: L1 holds everything")
+        assert await agent.get("k0") == "x" * 5_000
 
 
 @toothed(the_start_of_the_backlog)
