@@ -113,6 +113,8 @@ def ack_before_commit() -> None:
 async def main(settings: dict[str, Any], journal: Path, session: str, seconds: float) -> None:
     async with cenote.open(**settings) as store:
         workers = [Worker(store, Journal(journal, f"{session}.{n}"), f"{session}.{n}") for n in range(5)]
+        for key in HOT:
+            await workers[0].write(key)  # so that no point comes before the first acknowledgement
         print("working", flush=True)
         jobs = [
             *(one.write_for_ever() for one in workers[:3]),
