@@ -40,3 +40,13 @@ def test_help_imports_typer_and_nothing_of_the_store() -> None:
 def test_blocking_is_an_attribute_that_is_imported_when_it_is_used() -> None:
     assert "cenote.blocking" not in _imported("import cenote")
     assert "cenote.blocking" in _imported("import cenote; cenote.blocking.open")
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    config = [sys.executable, "-m", "cenote.cli", "config"]
+    with subprocess.Popen(config, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0

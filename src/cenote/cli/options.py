@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cenote.cli import help
-from cenote.cli.exits import BadUsage
+from cenote.cli.exits import BadUsage, Exit
+from cenote.cli.output import stop_printing
 from cenote.errors import SetupError
 
 if TYPE_CHECKING:
@@ -119,7 +120,11 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
         def run(**given: Any) -> int:
             chosen = {option: given.pop(option) for option in _OPTIONS}
             chosen["settings"] = chosen["settings"] or []
-            return int(function(Common(**chosen), **given))
+            try:
+                return int(function(Common(**chosen), **given))
+            except BrokenPipeError:  # typer would make it exit code 1
+                stop_printing()
+                return Exit.DONE
 
         run.__doc__ = function.__doc__
         run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads

@@ -4,6 +4,7 @@ Keys and values are other people's text: control characters, which could drive a
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -53,10 +54,17 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")  # an id or a key that is cut short is none
     for row in texts:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+def stop_printing() -> None:
+    """Whoever read our stdout has had enough (`| head`): that is no error, and Python shall not complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
@@ -66,8 +74,6 @@ def note(text: str) -> None:
 
 def coloured(word: str, colour: str) -> str:
     """A word in colour where stdout is a terminal that wants it."""
-    import os
-
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return word
     return f"\x1b[{_COLOURS[colour]}m{word}\x1b[0m"

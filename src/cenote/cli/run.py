@@ -16,6 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     from typer.exceptions import Abort, TyperException
 
     from cenote.cli.app import app
+    from cenote.cli.output import stop_printing
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are TextIOWrapper here
@@ -24,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return int(code or 0)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it ends
+        stop_printing()
         return Exit.DONE
     except Abort:
         return Exit.INTERRUPTED
