@@ -125,8 +125,11 @@ class Servers:
         while await blocking(self._all_live):
             seconds = _POKED_LOOK_S if looks else SERVER_WATCH_MS / 1000 * _dice.uniform(0.8, 1.2)
             looks = max(0, looks - 1)
+            # Not wait_for: Python 3.11's swallows a cancellation that comes together with the event, and the close of a
+            # store brings both.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._poked.wait()
                 self._poked.clear()
                 looks = _POKED_LOOKS
 
