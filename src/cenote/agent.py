@@ -207,7 +207,7 @@ class AgentState:
         copy = core.cache.lookup(target.subject) if core.listening else None
         if copy is not None:
             core.counts.hits_l1 += 1
-            if copy.deleted or (copy.expires_ms is not None and copy.expires_ms <= core.now_ms()):
+            if core.gone(copy):
                 return default
             return await self._decode(copy, into)
         found = await self._machines.reader.read(target)
@@ -222,7 +222,7 @@ class AgentState:
             found = await self._machines.reader.read(target)
         else:
             core.counts.hits_l1 += 1
-            found = None if entries.gone(copy, core.now_ms()) else (copy, Tier.MEMORY_CACHE)
+            found = None if core.gone(copy) else (copy, Tier.MEMORY_CACHE)
         if found is None:
             raise NotFoundError(f"{key!r} does not exist", key=key)
         return await self._entry(key, found[0], found[1], into)

@@ -38,6 +38,8 @@ class Backoff:
     `began`: when the call did, by the same clock, where that was before its first attempt had failed.
     """
 
+    __slots__ = ("_began", "_clock", "_deadline_ms", "_dice", "_policy", "attempts")
+
     def __init__(
         self,
         policy: Policy,

@@ -110,7 +110,7 @@ class Cache:
     def _install(self, subject: str, stored: Stored) -> None:
         self._remove(subject)
         cost = len(stored.body) + len(subject) + _SLOT_OVERHEAD_BYTES
-        if cost > self._bytes_max:
+        if cost > self._bytes_max or not self._entries_max:
             return
         self._slots[subject] = (stored, time.monotonic() + self._ttl_s)
         self._bytes += cost

@@ -8,9 +8,9 @@ shown drops L1; three seconds of silence end its coherence; a stream created ane
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from types import TracebackType
 
 from cenote import limits
 from cenote.config import Config
@@ -75,13 +75,26 @@ class Counts:
 Listener = Callable[[Message], None]
 
 
-@contextmanager
-def reading() -> Iterator[None]:
+class _Reading:
+    """Slots and no generator: every read enters one."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OutcomeUnknownError):
+            raise UnavailableError(str(error), key=error.key, tier=error.tier) from error
+
+
+_READING = _Reading()
+
+
+def reading() -> _Reading:
     """A read whose answer was lost may simply be made again: the tier is unavailable, nothing is unknown."""
-    try:
-        yield
-    except OutcomeUnknownError as error:
-        raise UnavailableError(str(error), key=error.key, tier=error.tier) from error
+    return _READING
 
 
 class Core:
@@ -179,6 +192,10 @@ class Core:
             return self.link.server_now_ms()
         except UnavailableError:
             return time.time_ns() // 1_000_000
+
+    def gone(self, stored: Stored) -> bool:
+        """Whether a read must treat this as absent now. The clock is read only for what can expire."""
+        return stored.deleted or (stored.expires_ms is not None and stored.expires_ms <= self.now_ms())
 
     def connected_us(self) -> int:
         """A lower bound of the KV server's time when the present connection began (F-time)."""

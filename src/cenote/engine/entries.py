@@ -43,7 +43,7 @@ def from_message(message: Message, epochs: Epochs) -> Stored:
     line = header_value(message.header, _NAME)
     if line is None:
         raise CodecError(f"{message.subject} was not written by cenote: it has no envelope")
-    envelope = entry.parse(_NAME + line)
+    envelope = entry.parse(line)
     clean = envelope.clean
     deleted = b"KV-Operation: DEL" in message.header
     if clean is None:

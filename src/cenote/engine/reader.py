@@ -82,7 +82,7 @@ class Reader:
         found, over = await self._judge(target, message, backoff)
         if found is not None:
             core.cache.fill(target.subject, found[0], ticket)
-            if entries.gone(found[0], core.now_ms()):
+            if core.gone(found[0]):
                 found = None
             elif found[1] is Tier.RELATIONAL_DB:
                 await self._hydrator.offer(target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation)
@@ -184,7 +184,7 @@ class Reader:
             if not key.startswith(prefix) or key in seen or not entries.believed(stored, message):
                 continue
             seen.add(key)
-            if not entries.gone(stored, core.now_ms()):
+            if not core.gone(stored):
                 yield key, stored, Tier.DISTRIBUTED_KV
         after: str | None = None
         row_prefix = keys.sql_key(prefix)
@@ -193,7 +193,7 @@ class Reader:
             for row in rows:
                 key = keys.from_sql_key(row.key)
                 stored = entries.from_row(row)
-                if key not in seen and not entries.gone(stored, core.now_ms()):
+                if key not in seen and not core.gone(stored):
                     yield key, stored, Tier.RELATIONAL_DB
 
 

@@ -176,7 +176,7 @@ class Watch:
             if self._ref(ref.token) is None or keys.subject(base, ref, key) in seen:
                 continue
             stored = entries.from_row(row)
-            if live_only and entries.gone(stored, core.now_ms()):
+            if live_only and core.gone(stored):
                 continue
             entry = await self._of_stored(ref, key, stored, Tier.RELATIONAL_DB)
             if entry is not None:
@@ -210,7 +210,7 @@ class Watch:
         place = (agent.text, key)
         change: Change = "delete" if stored.deleted else "put"
         if stored.expires_ms is not None and not stored.deleted:
-            if entries.gone(stored, self._core.now_ms()):
+            if self._core.gone(stored):
                 change = "expiry"
             else:
                 heapq.heappush(self._expiries, (stored.expires_ms, agent.text, key, stored.version))

@@ -4,8 +4,8 @@ Every write of state gets its version from the stream; there is no second road i
 proof that the first was not accepted. After a lost answer the leader's entry decides: it carries the operation id.
 """
 
-import time
 import asyncio
+import time
 from typing import NamedTuple
 
 from cenote import points
@@ -166,7 +166,7 @@ class Writer:
                         found = await self._hydrator.believed(target)
                 if found is not None:
                     stored, generation = found
-                    live = None if entries.gone(stored, core.now_ms()) else stored
+                    live = None if core.gone(stored) else stored
                     return Base(live, stored.sequence, generation)
                 await backoff.pause(UnavailableError("the hydration of a key was overtaken again and again"))
             except TimeoutError as error:
