@@ -11,6 +11,7 @@ from cenote.engine.core import Core
 from cenote.engine.machines import Machines, build
 from cenote.engine.recovery import recover
 from cenote.engine.writer_id import new_writer_id
+from cenote.errors import UnavailableError
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, DEFAULT, Names
 from cenote.sections import KvConfig, Url
@@ -44,7 +45,11 @@ async def open_machines(config: Config) -> tuple[Machines, Servers | None]:
         db = Database(config.sql, config.retry, names)
         undo.push_async_callback(db.close)
         if config.migrates or config.flush.enabled:
-            await migrate(db, "auto" if config.migrates else "check")
+            try:
+                await migrate(db, "auto" if config.migrates else "check")
+            except UnavailableError as error:
+                # KV alone takes writes; a store that KV does not know yet fails below, for it needs SQL to begin.
+                log.warning("PostgreSQL cannot be reached, so its schema was not checked: %s", error)
         core = Core(config, names, link, db, new_writer_id())
         undo.push_async_callback(core.close)
         await core.start()

@@ -260,3 +260,25 @@ async def test_a_closed_store_says_so(cenote_servers: TestServers) -> None:
     await store.aclose()
     with pytest.raises(cenote.SetupError, match="closed"):
         await scout.put("k", 1)
+
+
+async def test_a_store_opens_and_takes_writes_while_postgresql_is_away(cenote_servers: TestServers) -> None:
+    place = cenote_servers.fresh()
+    async with cenote.open(**place) as store:
+        await store.agent("scout").put("k", 1)
+        await store.flush(20)
+        kv, dsn = store.config.kv, store.config.sql.url
+    assert dsn is not None
+    away = dsn.get_secret_value().rpartition("@")[0] + "@127.0.0.1:1/cenote"
+    one = cenote.open(
+        kv=kv.url.get_secret_value() if kv.url else None, sql=away, namespace=place["namespace"], flush__drain_ms=0,
+        kv__user=kv.user, kv__password=kv.password.get_secret_value() if kv.password else None,
+    )  # fmt: skip
+    async with one as store:
+        assert await store.agent("scout").get("k") == 1
+        await store.agent("scout").put("k", 2)
+        assert (await store.health()).verdict is cenote.Verdict.UNHEALTHY
+    async with cenote.open(**place) as store:
+        await store.flush(20)
+        assert await tier_of(store, "scout", "k") == "both"
+        assert await store.agent("scout").get("k") == 2

@@ -92,9 +92,7 @@ if os.fork() == 0:
     print(1, flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
-    ) as user:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as user:
         try:
             assert user.stdout
             assert user.stdout.readline() == b"1\n"
@@ -154,9 +152,7 @@ def test_the_state_survives_and_is_private(tmp_path: Path) -> None:
     assert directory.path.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b'{"format": 1, "insta', b"\0" * 100, b"[]", b'{"nats": {"pid": 1}}']
-)
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "insta', b"\0" * 100, b"[]", b'{"nats": {"pid": 1}}'])
 def test_a_damaged_state_counts_as_none(tmp_path: Path, content: bytes) -> None:
     directory = DataDir(tmp_path)
     write_durably(directory.state_file, content)

@@ -220,7 +220,7 @@ class Database:
         )
         async with pool.acquire() as con:
             version = con.get_server_version()
-            self.server_version = (version.major, version.minor)
+            self.server_version = (version.major, version.minor or version.micro)  # asyncpg calls 18.6 18.0.6
         return pool
 
     async def _acquired(self, pool: Any, timeout_ms: float | None) -> Any:
