@@ -18,7 +18,7 @@ from cenote.testing import TestServers
 from witness import Violation
 
 # The first crossing of these comes before the child has anything acknowledged.
-FIRST = {"write.ready": 40, "write.acked": 40, "write.compared": 3, "read.answered": 40}
+FIRST = {"write.ready": 40, "write.acked": 40, "write.compared": 3, "read.answered": 5}
 
 
 def points() -> list[str]:
