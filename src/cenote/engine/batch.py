@@ -20,11 +20,7 @@ from cenote.sql.rows import Row
 class Delivery(NamedTuple):
     """One entry as the durable consumer delivered it; `reply` is where its ack goes."""
 
-    subject: str
-    sequence: int
-    time_us: int
-    header: bytes
-    payload: bytes
+    message: Message
     reply: bytes
 
 
@@ -56,48 +52,51 @@ def _agent(token: str) -> keys.AgentRef | None:
 
 def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int) -> Batch:
     """Sort deliveries into a batch. Pure: touches no server."""
+    batch = Batch([], [], [], list(deliveries), set())
     newest: dict[str, Delivery] = {}
-    batch = Batch([], [], [], [], set())
-    for delivery in deliveries:
-        batch.settled.append(delivery)
-        other = newest.get(delivery.subject)
-        if other is None or other.sequence < delivery.sequence:
-            newest[delivery.subject] = delivery
+    for delivery in batch.settled:
+        subject = delivery.message.subject
+        other = newest.get(subject)
+        if other is None or other.message.sequence < delivery.message.sequence:
+            newest[subject] = delivery
+    agents: dict[str, keys.AgentRef] = {}
     for subject, delivery in newest.items():
         token, _, key_token = subject[prefix_length:].partition(".")
         agent = _agent(token)
-        if agent is None:
-            continue  # a reserved subject or a foreign one: no agent can own it
-        _sort(batch, delivery, agent, key_token, epochs)
-    batch.rows.sort(key=lambda row: (row.agent_id.bytes, row.key))
+        if agent is not None and _sort(batch, delivery, agent, key_token, epochs):
+            agents[token] = agent
+    batch.agents.update(agents.values())
     return batch
 
 
-def _sort(batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str, epochs: Epochs) -> None:
+def _sort(batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str, epochs: Epochs) -> bool:
+    """Put one entry where it belongs; whether SQL will have something of the agent. Agents that cannot be decoded, and
+    keys, are reserved subjects or foreign ones: nobody can own them, and they are settled like clean copies."""
     try:
         row_key = keys.sql_key(keys.decode_token(key_token))
     except CodecError:
-        return
+        return False
     try:
-        stored = entries.from_message(Message(*delivery[:5]), epochs)
+        stored = entries.from_message(delivery.message, epochs)
         if stored.clean:
-            return
+            return False
         batch.rows.append(entries.to_row(agent, row_key, stored))
     except UnknownFormat:
         batch.settled.remove(delivery)
         batch.later.append(delivery)
-        return
+        return False
     except (CodecError, ConsistencyError) as error:
-        batch.poison.append(Poison(_quarantined(delivery, agent, row_key, epochs), str(error), _line(delivery)))
-    batch.agents.add(agent)
+        message = delivery.message
+        batch.poison.append(Poison(_quarantined(message, agent, row_key, epochs), str(error), _line(message)))
+    return True
 
 
-def _quarantined(delivery: Delivery, agent: keys.AgentRef, row_key: str, epochs: Epochs) -> Row:
+def _quarantined(message: Message, agent: keys.AgentRef, row_key: str, epochs: Epochs) -> Row:
     return Row(
-        agent.id, row_key, None, delivery.payload, delivery.sequence, epochs.at(delivery.time_us),
-        delivery.time_us, False, True, None,
+        agent.id, row_key, None, message.payload, message.sequence, epochs.at(message.time_us),
+        message.time_us, False, True, None,
     )  # fmt: skip
 
 
-def _line(delivery: Delivery) -> str:
-    return (header_value(delivery.header, b"Cenote: ") or b"").decode("ascii", "backslashreplace")
+def _line(message: Message) -> str:
+    return (header_value(message.header, b"Cenote: ") or b"").decode("ascii", "backslashreplace")

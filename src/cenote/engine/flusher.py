@@ -23,6 +23,7 @@ from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
 from cenote.errors import CenoteError, TransactionError, UnavailableError
 from cenote.kv.consumer import Pull, ack_many, delete_consumer, ensure_consumer, nak, progress_many
+from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.sql.errors import DataRefused
 from cenote.sql.rows import Guard, Heartbeat, Row
@@ -193,7 +194,8 @@ class Shift:
     ) -> None:
         if not self._inbox:
             self._inbox_since = time.monotonic()
-        self._inbox.append(Delivery(subject.decode("ascii"), sequence, time_us, header, payload, reply))
+        message = Message(subject.decode("ascii"), sequence, time_us, header, payload)
+        self._inbox.append(Delivery(message, reply))
         if len(self._inbox) >= self._config.threshold_count or self._core.durability:
             self._ripe.set()
         elif len(self._inbox) == 1:
@@ -240,7 +242,7 @@ class Shift:
         batch = build(taken, self._epochs, self._prefix_length)
         started = time.monotonic()
         if batch.rows or batch.poison:
-            await self._until_committed(batch, max(delivery.sequence for delivery in taken))
+            await self._until_committed(batch, max(delivery.message.sequence for delivery in taken))
         if points.armed:
             await points.hit("flush.committed")
         await self._register(batch)

@@ -19,7 +19,6 @@ from cenote.engine.epoch import Epochs
 from cenote.engine.writer_id import new_writer_id
 from cenote.errors import CodecError
 from cenote.kv.link import Link
-from cenote.kv.message import Message
 from cenote.kv.stream import StateStream
 from cenote.model import key as keys
 from cenote.naming import AGENT_STATE, Names
@@ -62,16 +61,12 @@ async def _batches(stream: StateStream, epochs: Epochs, names: Names) -> AsyncIt
     prefix = names.subject(AGENT_STATE)
     waiting: list[Delivery] = []
     async for message in stream.live(prefix + ">"):
-        waiting.append(_delivery(message))
+        waiting.append(Delivery(message, b""))
         if len(waiting) == 500:
             yield build(waiting, epochs, len(prefix))
             waiting.clear()
     if waiting:
         yield build(waiting, epochs, len(prefix))
-
-
-def _delivery(message: Message) -> Delivery:
-    return Delivery(message.subject, message.sequence, message.time_us, message.header, message.payload, b"")
 
 
 async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs, recovered: Recovered) -> None:

@@ -239,11 +239,14 @@ class Pull:
             self._on_status(header)
             return
         self.trouble = None
-        self._asked = max(0, self._asked - 1)
         self._held += 1
         sequence, time_us, _ = delivery(reply)
         self._on_message(sequence, time_us, subject, header, payload, reply)
-        self._ask()
+        if self._asked > 1:
+            self._asked -= 1  # one more held, one less asked for: there is no more credit than before
+        else:
+            self._asked = 0
+            self._ask()
 
     def _on_status(self, header: bytes) -> None:
         status = header[9:12]
