@@ -7,13 +7,15 @@ from pydantic import SecretStr
 
 from cenote.config import Config
 from cenote.embedded import NatsAddress, Servers, acquire
+from cenote.engine.belonging import belongs
 from cenote.engine.core import Core
 from cenote.engine.machines import Machines, build
 from cenote.engine.recovery import recover
 from cenote.engine.writer_id import new_writer_id
-from cenote.errors import UnavailableError
+from cenote.errors import OutcomeUnknownError, UnavailableError
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, DEFAULT, Names
+from cenote.retry import Backoff
 from cenote.sections import KvConfig, Url
 from cenote.sql.migrate import migrate
 from cenote.sql.pool import Database
@@ -28,14 +30,31 @@ async def open_machines(config: Config) -> tuple[Machines, Servers | None]:
     Raises:
         ServerStartError: an embedded server cannot be started.
         SetupError: bad configuration, a schema behind, a bucket that would lose data, a foreign database.
-        UnavailableError: a server given by URL cannot be reached.
+        UnavailableError: a server given by URL cannot be reached, or an embedded one dies again and again.
     """
+    if config.kv.url is not None and config.sql.url is not None:
+        return await _connected(config, None), None
     async with AsyncExitStack() as undo:
-        servers = None
-        if config.kv.url is None or config.sql.url is None:
-            servers = await start_servers(config)
-            undo.push_async_callback(servers.release)
-            config = _effective(config, servers)
+        servers = await start_servers(config)
+        undo.push_async_callback(servers.release)
+        machines = await _patiently_connected(config, servers)
+        undo.pop_all()
+    return machines, servers
+
+
+async def _patiently_connected(config: Config, servers: Servers) -> Machines:
+    """An embedded server that dies while we connect is back within a second: begin again, at its new address."""
+    backoff = Backoff(config.retry, config.kv.deadline_ms)
+    while True:
+        try:
+            return await _connected(_effective(config, servers), servers)
+        except (UnavailableError, OutcomeUnknownError) as error:
+            await backoff.pause(error)
+
+
+async def _connected(config: Config, servers: Servers | None) -> Machines:
+    """Connections, the schema, the machines; all idempotent."""
+    async with AsyncExitStack() as undo:
         names = Names(config.namespace)
         link = Link(config.kv, name="cenote")
         await link.connect()
@@ -44,20 +63,24 @@ async def open_machines(config: Config) -> tuple[Machines, Servers | None]:
             link.on_disconnect.append(servers.poke)
         db = Database(config.sql, config.retry, names)
         undo.push_async_callback(db.close)
+        sql_known = False
         if config.migrates or config.flush.enabled:
             try:
                 await migrate(db, "auto" if config.migrates else "check")
+                sql_known = True
             except UnavailableError as error:
                 # KV alone takes writes; a store that KV does not know yet fails below, for it needs SQL to begin.
                 log.warning("PostgreSQL cannot be reached, so its schema was not checked: %s", error)
         core = Core(config, names, link, db, new_writer_id())
         undo.push_async_callback(core.close)
         await core.start()
+        if sql_known:
+            await belongs(core.table, core.epochs)
         machines = build(core)
         if machines.flusher is not None:
             machines.flusher.start()
         undo.pop_all()
-    return machines, servers
+    return machines
 
 
 async def start_servers(config: Config) -> Servers:
