@@ -21,6 +21,7 @@ from cenote.errors import (
     NotFoundError,
     PartialError,
     RejectedError,
+    UnavailableError,
 )
 from cenote.model import key as keys
 from cenote.model import value as values
@@ -142,10 +143,10 @@ class AgentState:
         backoff = Backoff(retry, retry.deadline_ms if limit_s is None else limit_s * 1000)
         target = self._target(key)
         while True:
-            base = await self._machines.writer.base(target)
+            base = await self._machines.writer.base(target, backoff)
             content = await self._changed(key, base.stored, change, default, into)
             operation = self._machines.writer.next_operation()
-            stored = await self._machines.writer.replace(target, base, content, operation)
+            stored = await self._machines.writer.replace(target, base, content, operation, backoff)
             if stored is not None:
                 return await self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
             self._core.counts.conflicts += 1
@@ -300,7 +301,12 @@ class AgentState:
     async def _content(self, value: object, expires_ms: int | None) -> Content:
         codec, body = values.encode(value)
         if len(body) > limits.INLINE_BYTES_MAX:
-            codec, body = await self._core.blobs.put(codec, body)
+            self._core.admit(deleting=False)
+            try:
+                async with asyncio.timeout(self._core.config.kv.deadline_ms / 1000):
+                    codec, body = await self._core.blobs.put(codec, body)
+            except TimeoutError as error:
+                raise UnavailableError("PostgreSQL did not take a large value in time", tier="RELATIONAL_DB") from error
         return Content(codec, body, expires_ms)
 
     async def _decode(self, stored: Stored, into: type[Any] | None) -> Any:
@@ -313,7 +319,7 @@ class AgentState:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
 
     def _receipt(self, target: Target, stored: Stored) -> Receipt:
-        return Receipt(target, stored.version, self._core)
+        return Receipt(target, stored, self._core)
 
     async def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
         if stored.codec == entries.BLOB:

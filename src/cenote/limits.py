@@ -43,6 +43,8 @@ REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips 
 # --- queues and batches --------------------------------------------------------------------------------------
 MULTI_GET_SUBJECTS_MAX: Final = 1_024  # nats-server answers 413 above it
 PUT_MANY_WINDOW: Final = 1_000  # writes of one put_many in flight at a time
+FLUSH_BYTES_MAX: Final = 8 * MIB  # text of one flush statement, and the largest value on top of it
+HYDRATE_WINDOW_BYTES: Final = 4 * MIB  # clean copies on their way to KV at a time
 FOREIGN_FLUSHER_S: Final = 10  # a flusher that committed so lately is alive (flow rule 8)
 HYDRATE_PAGE_KEYS: Final = 1_000  # keys of one hydration page
 LIST_PAGE_KEYS: Final = 1_000  # keys of one listing page

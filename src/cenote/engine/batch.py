@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from cenote import limits
 from cenote.engine import entries
 from cenote.engine.epoch import Epochs
 from cenote.errors import CodecError, ConsistencyError
@@ -33,12 +34,14 @@ class Poison(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one flush does: rows to commit, entries to quarantine, entries to offer again, and all to acknowledge."""
+    """What one flush does: rows to commit, entries to quarantine, entries to offer again, and all to acknowledge;
+    `rest` did not fit and is for the next batch."""
 
     rows: list[Row]
     poison: list[Poison]
     later: list[Delivery]
     settled: list[Delivery]
+    rest: list[Delivery]
     agents: set[keys.AgentRef]
 
 
@@ -51,8 +54,12 @@ def _agent(token: str) -> keys.AgentRef | None:
 
 
 def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int) -> Batch:
-    """Sort deliveries into a batch. Pure: touches no server."""
-    batch = Batch([], [], [], list(deliveries), set())
+    """Sort deliveries into a batch. Pure: touches no server.
+
+    A batch ends when its texts exceed `limits.FLUSH_BYTES_MAX`: small compressed entries may be large texts, and a
+    statement must stay within PostgreSQL's time limit (I13).
+    """
+    batch = Batch([], [], [], list(deliveries), [], set())
     newest: dict[str, Delivery] = {}
     for delivery in batch.settled:
         subject = delivery.message.subject
@@ -60,12 +67,21 @@ def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int) ->
         if other is None or other.message.sequence < delivery.message.sequence:
             newest[subject] = delivery
     agents: dict[str, keys.AgentRef] = {}
+    text_bytes = 0
     for subject, delivery in newest.items():
+        if text_bytes > limits.FLUSH_BYTES_MAX:
+            batch.rest.append(delivery)
+            continue
         token, _, key_token = subject[prefix_length:].partition(".")
         agent = _agent(token)
         if agent is not None and _sort(batch, delivery, agent, key_token, epochs):
             agents[token] = agent
+            if batch.rows:
+                text_bytes += len(batch.rows[-1].value or "")
     batch.agents.update(agents.values())
+    if batch.rest:
+        waiting = {id(delivery) for delivery in batch.rest}
+        batch.settled[:] = [delivery for delivery in batch.settled if id(delivery) not in waiting]
     return batch
 
 
@@ -85,7 +101,7 @@ def _sort(batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str
         batch.settled.remove(delivery)
         batch.later.append(delivery)
         return False
-    except (CodecError, ConsistencyError) as error:
+    except (CodecError, ConsistencyError, ValueError, RecursionError) as error:
         message = delivery.message
         batch.poison.append(Poison(_quarantined(message, agent, row_key, epochs), str(error), _line(message)))
     return True
@@ -93,7 +109,7 @@ def _sort(batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str
 
 def _quarantined(message: Message, agent: keys.AgentRef, row_key: str, epochs: Epochs) -> Row:
     return Row(
-        agent.id, row_key, None, message.payload, message.sequence, epochs.at(message.time_us),
+        agent.id, row_key, None, message.payload, message.sequence, epochs.newest,
         message.time_us, False, True, None,
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ database it begins epoch 1, for one that knows a store it begins the next epoch 
 flusher of another stream is alive, which means that two NATS stand before one database.
 """
 
+from uuid import UUID
+
 from cenote import limits
 from cenote.config import Config
 from cenote.engine.epoch import STORE_KEY, Epochs
@@ -14,7 +16,24 @@ from cenote.kv.clock import parse_time_us
 from cenote.kv.link import Link
 from cenote.kv.stream import StateStream
 from cenote.naming import Names
+from cenote.sql.rows import EpochRow
 from cenote.sql.state import StateTable
+
+
+async def belongs(table: StateTable, epochs: Epochs) -> EpochRow:
+    """The newest epoch of the database, which must be of the stream's own store.
+
+    Raises:
+        SetupError: the stream's metadata names another store, or the database knows none.
+        UnavailableError: PostgreSQL cannot be reached.
+    """
+    rows = await table.epochs()
+    if not rows or UUID(rows[-1].store_id) != UUID(epochs.store_id):
+        raise SetupError(
+            "this NATS belongs to the store of another PostgreSQL",
+            hint="give it back its own sql.url, or an empty NATS",
+        )
+    return rows[-1]
 
 
 async def settle(

@@ -25,10 +25,11 @@ _SLOT_OVERHEAD_BYTES = 400  # measured: Stored, version, subject text, dictionar
 
 
 class Ticket(NamedTuple):
-    """What a read notes before it begins, to be shown when it wants to fill."""
+    """What a read or a write notes before it begins, to be shown when it wants to install something."""
 
     counter: int
     events: int
+    foreign: int
     clears: int
 
 
@@ -42,6 +43,7 @@ class Cache:
         self._slots: OrderedDict[str, tuple[Stored, float]] = OrderedDict()
         self._bytes = 0
         self._events = [0] * _COUNTERS
+        self._foreign = [0] * _COUNTERS
         self._clears = 0
 
     def __len__(self) -> int:
@@ -64,9 +66,9 @@ class Cache:
         return slot[0]
 
     def ticket(self, subject: str) -> Ticket:
-        """Begin a read: note how many events the key's counter has seen."""
+        """Begin a read or a write: note how many events the key's counter has seen, and how many by others."""
         counter = hash(subject) % _COUNTERS
-        return Ticket(counter, self._events[counter], self._clears)
+        return Ticket(counter, self._events[counter], self._foreign[counter], self._clears)
 
     def fill(self, subject: str, stored: Stored, ticket: Ticket) -> bool:
         """Install what a read brought, if nothing happened since its ticket. Returns whether it was admitted."""
@@ -78,16 +80,31 @@ class Cache:
         self._install(subject, stored)
         return True
 
-    def own_write(self, subject: str, stored: Stored) -> None:
-        """Install what this process has just had acknowledged, unless a newer event overtook it."""
-        self._events[hash(subject) % _COUNTERS] += 1
+    def own_write(self, subject: str, stored: Stored, ticket: Ticket) -> None:
+        """Install what this process has just had acknowledged, unless somebody may have overtaken it: where no copy
+        is held, an event by another process leaves no trace but its count."""
+        self._events[ticket.counter] += 1
         slot = self._slots.get(subject)
-        if slot is None or slot[0].version < stored.version:
+        if slot is None:
+            untouched = self._foreign[ticket.counter] == ticket.foreign and self._clears == ticket.clears
+            if untouched:
+                self._install(subject, stored)
+        elif slot[0].version < stored.version:
             self._install(subject, stored)
 
-    def event(self, subject: str) -> Stored | None:
-        """Note a write by anyone; returns the copy here, which the caller replaces by `push` when it is older."""
+    def own_event(self, subject: str, sequence: int) -> None:
+        """Note the echo of an own write. An older copy goes: the write's acknowledgement installs the new one, and
+        if nobody waits for that any more, the next read asks KV."""
         self._events[hash(subject) % _COUNTERS] += 1
+        slot = self._slots.get(subject)
+        if slot is not None and slot[0].sequence < sequence:
+            self._remove(subject)
+
+    def event(self, subject: str) -> Stored | None:
+        """Note a write by another process; returns the copy here, which the caller replaces by `push` if older."""
+        counter = hash(subject) % _COUNTERS
+        self._events[counter] += 1
+        self._foreign[counter] += 1
         slot = self._slots.get(subject)
         return None if slot is None else slot[0]
 

@@ -113,7 +113,6 @@ class Core:
         self.durability = Durability(self.table, lambda: self.epochs.newest)
         self.counts = Counts()
         self.epochs = Epochs("", "", (0,), (0,))
-        self._connected_at = time.monotonic()
         self.own_sequence = 0
         self.durable_name: str | None = None
         self.backlog = 0
@@ -123,6 +122,7 @@ class Core:
         self.listening = False
         self.listeners: list[Listener] = []
         self.on_gap: list[Callable[[], None]] = []
+        self.on_close: list[Callable[[], None]] = []
         self._seen = 0
         self._owed = 0
         self._feed: Feed | None = None
@@ -146,6 +146,8 @@ class Core:
     async def close(self) -> None:
         """Stop probing and listening; the link and the pool are closed by whoever opened them."""
         self._closed = True
+        for tell in self.on_close:
+            tell()
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.gather(self._probe_task, return_exceptions=True)
@@ -193,13 +195,16 @@ class Core:
         except UnavailableError:
             return time.time_ns() // 1_000_000
 
+    def sent_ms(self) -> int:
+        """A lower bound of the KV server's time, for what is sent now (F-time); 0 while it is not known."""
+        try:
+            return self.link.server_now_ms()
+        except UnavailableError:
+            return 0
+
     def gone(self, stored: Stored) -> bool:
         """Whether a read must treat this as absent now. The clock is read only for what can expire."""
         return stored.deleted or (stored.expires_ms is not None and stored.expires_ms <= self.now_ms())
-
-    def connected_us(self) -> int:
-        """A lower bound of the KV server's time when the present connection began (F-time)."""
-        return int((self.link.server_now_ms() - (time.monotonic() - self._connected_at) * 1000) * 1000)
 
     # --- reads ----------------------------------------------------------------------------------------------
 
@@ -260,7 +265,8 @@ class Core:
         async with self._listen_lock:
             if self.listening:
                 return
-            self._feed = Feed(self.link, self.names, self._event)
+            if self._feed is None:  # an earlier try may have failed below
+                self._feed = Feed(self.link, self.names, self._event)
             # On one connection the server handles SUB before the request that follows it.
             info = await self.stream.info()
             self._seen = self._owed = info.last_seq
@@ -275,12 +281,16 @@ class Core:
     def _event(self, subject: str, sequence: int, header: bytes, payload: bytes) -> None:
         if sequence > self._seen:
             self._seen = sequence
-        held = self.cache.event(subject)
-        # An own write is installed when its acknowledgement comes, which is at the same moment.
-        news = held is not None and held.sequence < sequence and self._own_mark not in header
-        if news or self.listeners:
+        held = None
+        if self._own_mark in header:
+            self.cache.own_event(subject, sequence)
+        else:
+            held = self.cache.event(subject)
+        if held is not None and held.sequence >= sequence:
+            held = None
+        if held is not None or self.listeners:
             message = Message(subject, sequence, republished(header)[1], header, payload)
-            if news and held is not None:
+            if held is not None:
                 self._push(held, message)
             for listener in self.listeners:
                 listener(message)
@@ -303,7 +313,6 @@ class Core:
     # --- the probe ------------------------------------------------------------------------------------------
 
     def _reconnected(self) -> None:
-        self._connected_at = time.monotonic()
         self._gap()
         self._probe_now.set()
 
@@ -311,7 +320,7 @@ class Core:
         while True:
             try:
                 await self.probe_once()
-            except (CenoteError, TimeoutError) as error:
+            except CenoteError as error:
                 log.debug("probe: %s", error)
             try:
                 async with asyncio.timeout(limits.PROBE_INTERVAL_MS / 1000):
@@ -328,8 +337,11 @@ class Core:
                 info: StreamInfo | None = await self.stream.info()
         except JsNotFound:
             info = None  # somebody deleted the bucket
+        except TimeoutError as error:
+            raise UnavailableError("the stream's leader does not answer", tier="DISTRIBUTED_KV") from error
         if info is None or Epochs.from_metadata(info.metadata, info.created) != self.epochs:
             info = await self._settle()
+            self._seen = self._owed = info.last_seq  # another stream counts anew
             self._gap()
         self._learn(info)
         consumer = None if self.durable_name is None else await self.consumer(self.durable_name)

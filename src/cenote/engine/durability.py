@@ -1,20 +1,23 @@
 """Receipts, and who waits for SQL (I1, I8; flow rule 1 with F-time and F-conn).
 
 A receipt is durable when a committed row of its key is at least as new, and only such rows count whose KV server time
-is later than the beginning of the writer's connection. The consumer's ack floor proves nothing: it passes messages
-that were superseded before anyone committed them.
+is not before the write was sent: a row of the stream's life before this one is not about this write. The consumer's
+ack floor proves nothing: it passes messages that were superseded before anyone committed them.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from uuid import UUID
 
 from cenote.engine.entries import Target
-from cenote.errors import OutcomeUnknownError, UnavailableError
+from cenote.errors import CenoteError, OutcomeUnknownError
 from cenote.model.entry import Version
 from cenote.sql.rows import Row
 from cenote.sql.state import StateTable
+
+log = logging.getLogger("cenote.engine")
 
 _POLL_MS = 10
 _POLL_MS_MAX = 100
@@ -42,8 +45,8 @@ class Durability:
         return bool(self._waiting)
 
     def wait(self, target: Target, revision: int, since_us: int) -> asyncio.Future[None]:
-        """A future that completes once a row of `target` at least as new as `revision`, and whose KV time is later
-        than `since_us`, is committed; it fails with OutcomeUnknownError when the connection ends before."""
+        """A future that completes once a row of `target` at least as new as `revision`, and whose KV time is not before
+        `since_us`, is committed; it fails with OutcomeUnknownError when the connection ends before."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         place = (target.agent.id, target.row_key)
         self._waiting.setdefault(place, []).append(_Waiter(revision, since_us, future))
@@ -92,7 +95,7 @@ class Durability:
         # F-time: the receipt's epoch is the newest one now, not the one at the ack, which carries no time.
         epoch = self._newest_epoch()
         for waiter in self._waiting.get(place, ()):
-            if version >= (epoch, waiter.revision) and kv_time_us > waiter.since_us and not waiter.future.done():
+            if version >= (epoch, waiter.revision) and kv_time_us >= waiter.since_us and not waiter.future.done():
                 waiter.future.set_result(None)
 
     async def _ask_sql(self) -> None:
@@ -104,7 +107,8 @@ class Durability:
             places = list(self._waiting)[:_POLL_KEYS_MAX]
             try:
                 versions = await self._table.versions(places)
-            except UnavailableError:
-                continue  # SQL is down: the waiters' own deadlines decide how long that may last
+            except CenoteError as error:
+                log.debug("cannot ask PostgreSQL what is durable: %s", error)
+                continue  # the waiters' own deadlines decide how long that may last
             for place, (epoch, revision, kv_time_us) in versions.items():
                 self._tell(place, Version(epoch, revision), kv_time_us)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.batch import Batch, Delivery, Poison, build
+from cenote.engine.belonging import belongs
 from cenote.engine.core import Core
 from cenote.engine.epoch import DURABLE_KEY
 from cenote.engine.evictor import Evictor
@@ -32,6 +33,8 @@ log = logging.getLogger("cenote.engine")
 
 _OVERLAP = 2  # one statement runs in PostgreSQL while the next batch is being built here
 _RETRY_S_MAX = 1.0
+_SLOW_S = 2.0
+_TROUBLE_S_MAX = 2.0  # a pull in trouble for so long has lost its durable
 _KNOWN_AGENTS_MAX = 100_000
 
 
@@ -72,6 +75,8 @@ class Flusher:
                 if str(error) != told:
                     log.warning("flushing pauses: %s", error)
                     told = str(error)
+            except Exception:
+                log.exception("flushing met an error of its own and begins anew")
             await asyncio.sleep(limits.LEASE_RENEW_MS / 1000)
 
     async def _work(self) -> None:
@@ -119,6 +124,7 @@ class Shift:
         self._known_agents: set[keys.AgentRef] = set()
         self._nameless: set[keys.AgentRef] = set()
         self._pull: Pull | None = None
+        self._trouble_since = time.monotonic()
 
     async def work(self) -> None:
         """Flush until the shift is over. Raises ShiftOver, or what made it impossible."""
@@ -168,7 +174,7 @@ class Shift:
     async def _begin(self) -> None:
         """F-gen: every server start and every epoch has a durable of its own, so that old acks have no address."""
         core = self._core
-        newest = (await core.table.epochs())[-1]
+        newest = await belongs(core.table, self._epochs)
         if newest.epoch != self._guard.epoch or not await core.table.set_incarnation(
             newest.epoch, newest.incarnation or "", self._guard.incarnation
         ):
@@ -236,6 +242,11 @@ class Shift:
     # --- one flush ------------------------------------------------------------------------------------------
 
     async def _flush(self, taken: list[Delivery]) -> None:
+        while taken:
+            taken = await self._flush_some(taken)
+
+    async def _flush_some(self, taken: list[Delivery]) -> list[Delivery]:
+        """Flush as many as fit into one statement; what is left over."""
         core = self._core
         if points.armed:
             await points.hit("flush.taken")
@@ -254,22 +265,28 @@ class Shift:
         if points.armed:
             await points.hit("flush.acked")
         assert self._pull is not None
-        self._pull.release(len(taken))
-        self._tell(batch, taken, (time.monotonic() - started) * 1000)
+        done = [*batch.settled, *batch.later]
+        self._pull.release(len(done), sum(len(delivery.message.payload) for delivery in done))
+        self._tell(batch, len(done), (time.monotonic() - started) * 1000)
+        return batch.rest
 
     async def _until_committed(self, batch: Batch, high_water: int) -> None:
         core = self._core
         rows, poison = batch.rows, list(batch.poison)
-        pause_s = 0.02
+        pause_s, size = 0.02, max(1, len(rows))
         while True:
+            began = time.monotonic()
             try:
-                await self._commit(rows, poison, high_water)
+                for start in range(0, max(1, len(rows)), size):
+                    await self._commit(rows[start : start + size], poison, high_water)
                 self._board.sql_down_since_ms = None
                 return
             except (UnavailableError, TransactionError) as error:
                 if self._board.sql_down_since_ms is None:
                     self._board.sql_down_since_ms = core.link.server_now_ms()
                     log.warning("PostgreSQL does not take the flush, trying again: %s", error)
+                if time.monotonic() - began > _SLOW_S:
+                    size = max(1, size // 2)  # it may be the statement that takes too long, not the server
             if core.link.generation != self._generation:
                 raise ShiftOver("the connection was replaced while PostgreSQL was away")
             await asyncio.sleep(pause_s)
@@ -303,7 +320,7 @@ class Shift:
             log.error("quarantined %s of agent %s: %s", rows[0].key, rows[0].agent_id, refused)
             await self._commit([], [Poison(entries.exact(rows[0]), str(refused), "")], high_water)
 
-    def _tell(self, batch: Batch, taken: list[Delivery], took_ms: float) -> None:
+    def _tell(self, batch: Batch, delivered: int, took_ms: float) -> None:
         core, board = self._core, self._board
         core.durability.committed(batch.rows)
         now_ms = core.link.server_now_ms()
@@ -315,7 +332,7 @@ class Shift:
             core.counts.commits += 1
             core.counts.flush_ms += took_ms
             core.counts.flushed += len(batch.rows)
-        core.counts.delivered += len(taken)
+        core.counts.delivered += delivered
         core.counts.unknown_formats += len(batch.later)
 
     async def _register(self, batch: Batch) -> None:
@@ -345,11 +362,23 @@ class Shift:
                 raise ShiftOver("the connection is another one")
             if core.epochs != self._epochs:
                 raise ShiftOver("the epoch is another one")
+            await self._keep_durable()
             self._fill_board()
             async with asyncio.timeout(limits.LEASE_EXPIRE_MS / 1000):
                 if not await self._lease.renew(self._board):
                     raise ShiftOver("another process has taken the lease")
             await asyncio.sleep(limits.LEASE_RENEW_MS / 1000)
+
+    async def _keep_durable(self) -> None:
+        """Another process may have written the stream's metadata over our durable's name, or deleted the durable."""
+        core, pull = self._core, self._pull
+        assert pull is not None
+        if pull.trouble is None:
+            self._trouble_since = time.monotonic()
+        elif time.monotonic() - self._trouble_since > _TROUBLE_S_MAX:
+            raise ShiftOver(f"nothing is delivered: {pull.trouble}")
+        if core.durable_name != self.durable:
+            core.durable_name = (await core.stream.update_metadata({DURABLE_KEY: self.durable})).metadata[DURABLE_KEY]
 
     def _fill_board(self) -> None:
         board, counts = self._board, self._core.counts

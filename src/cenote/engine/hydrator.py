@@ -8,7 +8,7 @@ that is not believed by anybody, and replaced by compare-and-set on its own sequ
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections import Counter
 from typing import NamedTuple
 
 from cenote import limits, points
@@ -74,7 +74,7 @@ class Hydrator:
             await points.hit("hydrate.read")
         if core.link.generation != generation:
             return None
-        header = entries.clean_header(stored, t0_ms, f"{core.writer_id}.h")
+        header = entries.clean_header(stored, t0_ms, f"{core.writer_id}-h.0")
         body = b"" if stored.deleted else stored.body
         timeout_ms = core.config.kv.request_timeout_ms
         try:
@@ -104,28 +104,33 @@ class Hydrator:
         """
         core = self._core
         after: str | None = None
-        keys_brought = bytes_brought = 0
+        brought: Counter[str] = Counter()
         while True:
             generation, t0_ms = core.link.generation, core.link.server_now_ms()
             rows = await core.table.page(agent.id, after, "", limits.HYDRATE_PAGE_KEYS, live_only=True)
             if not rows:
-                return Hydrated(keys_brought, bytes_brought)
+                return Hydrated(brought["keys"], brought["bytes"])
             if core.fill_share > _BRIM_SHARE:
                 raise BackpressureError("KV is nearly full: no more clean copies are made", tier="DISTRIBUTED_KV")
             after = rows[-1].key
             now_ms = core.link.server_now_ms()
-            offers: list[Awaitable[int | None]] = []
-            sizes: list[int] = []
+            window: list[tuple[bytes, Stored]] = []
+            window_bytes = 0
             for row in rows:
                 stored = entries.from_row(row)
                 if entries.gone(stored, now_ms):
                     continue
-                wire = core.target(agent, keys.from_sql_key(row.key)).wire
-                offers.append(self.install(wire, stored, t0_ms=t0_ms, over=0, generation=generation))
-                sizes.append(len(stored.body))
-            with reading():
-                sequences = await asyncio.gather(*offers)
-            for sequence, size in zip(sequences, sizes, strict=True):
-                if sequence is not None:
-                    keys_brought += 1
-                    bytes_brought += size
+                window.append((core.target(agent, keys.from_sql_key(row.key)).wire, stored))
+                window_bytes += len(stored.body)
+                if window_bytes > limits.HYDRATE_WINDOW_BYTES:
+                    brought += await self._install_all(window, t0_ms, generation)
+                    window, window_bytes = [], 0
+            brought += await self._install_all(window, t0_ms, generation)
+
+    async def _install_all(self, window: list[tuple[bytes, Stored]], t0_ms: int, generation: int) -> Counter[str]:
+        """Publish clean copies at once: as many as the connection's write buffer surely takes."""
+        installs = [self.install(wire, stored, t0_ms=t0_ms, over=0, generation=generation) for wire, stored in window]
+        with reading():
+            sequences = await asyncio.gather(*installs)
+        new = [stored for (_, stored), sequence in zip(window, sequences, strict=True) if sequence is not None]
+        return Counter(keys=len(new), bytes=sum(len(stored.body) for stored in new))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from cenote import limits, points
 from cenote.engine import entries
+from cenote.engine.cache import Ticket
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
@@ -22,13 +23,23 @@ _Outcome = tuple[Found | None, UnavailableError | None]
 _CANCELLED: _Outcome = (None, UnavailableError("the read was cancelled"))
 
 
+class _Flight:
+    """A read under way, and the future of those who joined it."""
+
+    __slots__ = ("shared", "ticket")
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.shared: asyncio.Future[_Outcome] | None = None
+
+
 class Reader:
     """Finds the newest believed state of a key."""
 
     def __init__(self, core: Core, hydrator: Hydrator) -> None:
         self._core = core
         self._hydrator = hydrator
-        self._flights: dict[str, asyncio.Future[_Outcome] | None] = {}
+        self._flights: dict[str, _Flight] = {}
 
     async def read(self, target: Target) -> Found | None:
         """The state of one key and the tier that answered; None when no tier holds it or it is gone.
@@ -36,15 +47,19 @@ class Reader:
         Raises:
             UnavailableError: neither L1 nor KV (or, for what KV does not hold, SQL) answered within the deadline.
         """
-        # The first reader of a key does the work inline; only when a second one comes is there a future to share.
-        while target.subject in self._flights:
-            shared = self._flights[target.subject]
-            if shared is None:
-                shared = self._flights[target.subject] = asyncio.get_running_loop().create_future()
-            outcome = await asyncio.shield(shared)
+        # The first reader of a key does the work inline; only when a second one comes is there a future to share. A
+        # flight is joined only while nothing has happened to the key since it began: else it may bring an older state
+        # than the one this caller has written or seen (I4, I5).
+        ticket = self._core.cache.ticket(target.subject)
+        flight = self._flights.get(target.subject)
+        while flight is not None and flight.ticket == ticket:
+            if flight.shared is None:
+                flight.shared = asyncio.get_running_loop().create_future()
+            outcome = await asyncio.shield(flight.shared)
             if outcome is not _CANCELLED:
                 return _take(outcome)
-        self._flights[target.subject] = None
+            flight = self._flights.get(target.subject)
+        own = self._flights[target.subject] = _Flight(ticket)
         outcome = _CANCELLED
         try:
             found = await self._load(target)
@@ -54,9 +69,10 @@ class Reader:
             outcome = (None, error)
             raise
         finally:
-            shared = self._flights.pop(target.subject)
-            if shared is not None and not shared.done():
-                shared.set_result(outcome)
+            if self._flights.get(target.subject) is own:
+                del self._flights[target.subject]
+            if own.shared is not None and not own.shared.done():
+                own.shared.set_result(outcome)
 
     async def _load(self, target: Target) -> Found | None:
         core = self._core

@@ -8,7 +8,7 @@ from cenote.engine.core import Core
 from cenote.engine.entries import Target
 from cenote.errors import NotDurableError, OutcomeUnknownError
 from cenote.model.duration import seconds
-from cenote.model.entry import Version
+from cenote.model.entry import Stored
 
 
 class Receipt:
@@ -20,13 +20,14 @@ class Receipt:
         durability: "kv", or "sql" once PostgreSQL is known to have committed it.
     """
 
-    __slots__ = ("_core", "_generation", "_target", "durability", "version")
+    __slots__ = ("_core", "_generation", "_since_us", "_target", "durability", "version")
 
-    def __init__(self, target: Target, version: Version, core: Core) -> None:
+    def __init__(self, target: Target, stored: Stored, core: Core) -> None:
         self._target = target
         self._core = core
         self._generation = core.link.generation
-        self.version = version
+        self._since_us = stored.t0_ms * 1000
+        self.version = stored.version
         self.durability = "kv"
 
     @property
@@ -58,7 +59,7 @@ class Receipt:
             )  # fmt: skip
         try:
             async with asyncio.timeout(limit_s):
-                await core.durability.wait(self._target, self.version.revision, core.connected_us())
+                await core.durability.wait(self._target, self.version.revision, self._since_us)
         except TimeoutError:
             raise NotDurableError(
                 f"PostgreSQL has not committed {self.key!r} within {limit_s} s", key=self.key,

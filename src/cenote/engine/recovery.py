@@ -14,19 +14,21 @@ from cenote import limits
 from cenote.config import Config
 from cenote.engine import entries
 from cenote.engine.batch import Batch, Delivery, build
-from cenote.engine.belonging import settle
+from cenote.engine.belonging import belongs, settle
 from cenote.engine.epoch import Epochs
 from cenote.engine.writer_id import new_writer_id
-from cenote.errors import CodecError
+from cenote.errors import CodecError, UnavailableError
 from cenote.kv.link import Link
 from cenote.kv.stream import StateStream
 from cenote.model import key as keys
 from cenote.naming import AGENT_STATE, Names
 from cenote.sql.errors import DataRefused
-from cenote.sql.rows import Guard, Heartbeat, Row
+from cenote.sql.rows import Flushed, Guard, Heartbeat, Row
 from cenote.sql.state import StateTable
 
 log = logging.getLogger("cenote.engine")
+
+_BATCH = 500
 
 
 @dataclass
@@ -46,7 +48,7 @@ async def recover(link: Link, table: StateTable, names: Names, config: Config) -
     """
     stream = StateStream(link, names)
     epochs, info = await settle(link, stream, table, names, config, new_writer_id())
-    guard = Guard(epochs.newest, (await table.epochs())[-1].incarnation or "")
+    guard = await _take_over(table, epochs)
     recovered = Recovered()
     async for batch in _batches(stream, epochs, names):
         await _commit(table, batch, guard, epochs, recovered)
@@ -57,16 +59,39 @@ async def recover(link: Link, table: StateTable, names: Names, config: Config) -
     return recovered
 
 
+async def _take_over(table: StateTable, epochs: Epochs) -> Guard:
+    """An incarnation of our own: whoever flushes under another one from now on is refused, and so are we when somebody
+    takes over from us (F-inc)."""
+    newest = await belongs(table, epochs)
+    guard = Guard(newest.epoch, f"recovery-{new_writer_id()}")
+    if not await table.set_incarnation(newest.epoch, newest.incarnation or "", guard.incarnation):
+        raise _overtaken()
+    return guard
+
+
+def _held(flushed: Flushed | None) -> None:
+    """A refused guard wrote nothing: nothing may be purged then."""
+    if flushed is None:
+        raise _overtaken()
+
+
+def _overtaken() -> UnavailableError:
+    return UnavailableError("another process changed the incarnation during the recovery; the next start tries again")
+
+
 async def _batches(stream: StateStream, epochs: Epochs, names: Names) -> AsyncIterator[Batch]:
     prefix = names.subject(AGENT_STATE)
     waiting: list[Delivery] = []
     async for message in stream.live(prefix + ">"):
         waiting.append(Delivery(message, b""))
-        if len(waiting) == 500:
-            yield build(waiting, epochs, len(prefix))
-            waiting.clear()
-    if waiting:
-        yield build(waiting, epochs, len(prefix))
+        if len(waiting) >= _BATCH:
+            batch = build(waiting, epochs, len(prefix))
+            waiting = batch.rest
+            yield batch
+    while waiting:
+        batch = build(waiting, epochs, len(prefix))
+        waiting = batch.rest
+        yield batch
 
 
 async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs, recovered: Recovered) -> None:
@@ -79,21 +104,22 @@ async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs,
         letter = table.flush_one_quarantined(
             item.row, guard, _heartbeat([item.row], epochs), reason=item.reason, envelope=item.envelope
         )
-        await letter
+        _held(await letter)
         recovered.quarantined += 1
     if not batch.rows:
         return
     heartbeat = _heartbeat(batch.rows, epochs)
     try:
-        await table.flush(batch.rows, guard, heartbeat)
-    except DataRefused as refused:
+        _held(await table.flush(batch.rows, guard, heartbeat))
+    except DataRefused:
         for row in batch.rows:
             try:
-                await table.flush([row], guard, heartbeat)
-            except DataRefused:
-                await table.flush_one_quarantined(
+                _held(await table.flush([row], guard, heartbeat))
+            except DataRefused as refused:
+                letter = table.flush_one_quarantined(
                     entries.exact(row), guard, heartbeat, reason=str(refused), envelope=""
                 )
+                _held(await letter)
                 recovered.quarantined += 1
     await table.register([(agent.id, keys.sql_key(agent.text)) for agent in batch.agents])
 

@@ -11,11 +11,12 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 from cenote import limits
 from cenote.engine import entries
 from cenote.engine.core import Core
-from cenote.errors import CenoteError, CodecError, ExpiredError
+from cenote.errors import CenoteError, CodecError, ExpiredError, SetupError, UnavailableError
 from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.model.entry import Change, Entry, Stored, Tier, Version
@@ -28,6 +29,13 @@ Selector = Callable[[keys.AgentRef], bool]
 def selector(agents: str) -> Selector:
     """Which agents a watch of the whole store means: a shell-style pattern over their names."""
     return lambda agent: fnmatch.fnmatchcase(agent.text, agents)
+
+
+class _Expiring(NamedTuple):
+    """A key with a time to live: when its alarm rings, and its newest entry without the value."""
+
+    alarm_ms: int
+    stored: Stored
 
 
 class Watch:
@@ -49,8 +57,10 @@ class Watch:
         self._position = Version(0, 0)
         self._listed: dict[str, int] = {}
         self._refs: dict[str, keys.AgentRef | None] = {}
-        self._expiries: list[tuple[int, str, str, Version]] = []
-        self._expiring: dict[tuple[str, str], tuple[Version, Stored]] = {}
+        self._start = 0
+        self._closed = False
+        self._expiries: list[tuple[int, str, str]] = []
+        self._expiring: dict[tuple[str, str], _Expiring] = {}
 
     async def events(self) -> AsyncIterator[Entry]:
         """Entries until the iterator is closed. Raises ExpiredError when `since` is no position of this store."""
@@ -58,6 +68,7 @@ class Watch:
         await core.listen()
         core.listeners.append(self._on_event)
         core.on_gap.append(self._on_gap)
+        core.on_close.append(self._on_close)
         try:
             await core.probe_once()
             newest = Version(core.epochs.newest, core.last_sequence)
@@ -74,9 +85,12 @@ class Watch:
         finally:
             core.listeners.remove(self._on_event)
             core.on_gap.remove(self._on_gap)
+            core.on_close.remove(self._on_close)
 
     async def _turn(self) -> AsyncIterator[Entry]:
         await self._sleep()
+        if self._closed:
+            raise SetupError("this store is closed, and so is its watch")
         if self._gap and self._core.link.connected:
             self._gap = False
             self._queue.clear()
@@ -88,7 +102,11 @@ class Watch:
                 self._gap = True
                 await asyncio.sleep(limits.PROBE_INTERVAL_MS / 1000)
         while self._queue and not self._gap:
-            live = await self._live(self._queue.popleft())
+            try:
+                live = await self._live(self._queue.popleft())
+            except UnavailableError:  # a large value, while PostgreSQL is away
+                self._on_gap()
+                break
             if live is not None:
                 yield live
         for entry in self._expired():
@@ -96,7 +114,7 @@ class Watch:
 
     async def _sleep(self) -> None:
         self._wake.clear()
-        if self._queue or self._gap:
+        if self._queue or self._gap or self._closed:
             return
         timeout = None
         if self._expiries:
@@ -123,6 +141,10 @@ class Watch:
         self._gap = True
         self._wake.set()
 
+    def _on_close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
     def _ref(self, token: str) -> keys.AgentRef | None:
         if token not in self._refs:
             try:
@@ -135,13 +157,12 @@ class Watch:
         return self._refs[token]
 
     async def _live(self, event: Message) -> Entry | None:
-        if event.sequence <= self._listed.get(event.subject, 0):
-            return None
-        self._position = max(self._position, Version(self._core.epochs.newest, event.sequence))
+        if event.sequence <= max(self._start, self._listed.get(event.subject, 0)):
+            return None  # the listing told it, or something newer
         read = self._read(event)
-        if read is None or read[2].clean:
-            return None
-        return await self._of_stored(*read, Tier.DISTRIBUTED_KV)
+        entry = None if read is None or read[2].clean else await self._of_stored(*read, Tier.DISTRIBUTED_KV)
+        self._position = max(self._position, Version(self._core.epochs.newest, event.sequence))
+        return entry
 
     # --- catching up ----------------------------------------------------------------------------------------
 
@@ -150,6 +171,7 @@ class Watch:
         core = self._core
         await core.probe_once()
         start = Version(core.epochs.newest, core.last_sequence)
+        self._start = start.revision
         first = after.revision + 1 if after.epoch == core.epochs.newest else 1
         base = core.stream.prefix
         seen: set[str] = set()
@@ -213,8 +235,7 @@ class Watch:
             if self._core.gone(stored):
                 change = "expiry"
             else:
-                heapq.heappush(self._expiries, (stored.expires_ms, agent.text, key, stored.version))
-                self._expiring[place] = (stored.version, stored)
+                self._expect(place, stored)
         if change != "put" or stored.expires_ms is None:
             self._expiring.pop(place, None)
         try:
@@ -225,14 +246,29 @@ class Watch:
             log.warning("a watch passes over an unreadable entry: %s", error)
             return None
 
+    def _expect(self, place: tuple[str, str], stored: Stored) -> None:
+        """Note when a key expires; one alarm per key, set anew only when it must ring earlier."""
+        assert stored.expires_ms is not None
+        known = self._expiring.get(place)
+        alarm_ms = stored.expires_ms
+        if known is not None and known.alarm_ms <= alarm_ms:
+            alarm_ms = known.alarm_ms
+        else:
+            heapq.heappush(self._expiries, (alarm_ms, *place))
+        self._expiring[place] = _Expiring(alarm_ms, stored._replace(body=b""))
+
     def _expired(self) -> list[Entry]:
         """Entries whose time is over and that nobody has written since."""
         now_ms = self._core.now_ms()
         over: list[Entry] = []
         while self._expiries and self._expiries[0][0] <= now_ms:
-            _, agent, key, version = heapq.heappop(self._expiries)
+            alarm_ms, agent, key = heapq.heappop(self._expiries)
             known = self._expiring.get((agent, key))
-            if known is not None and known[0] == version:
-                del self._expiring[(agent, key)]
-                over.append(Entry.of(known[1], agent=agent, key=key, tier=Tier.DISTRIBUTED_KV, change="expiry"))
+            if known is None or known.alarm_ms != alarm_ms:
+                continue
+            del self._expiring[(agent, key)]
+            if entries.gone(known.stored, now_ms):
+                over.append(Entry.of(known.stored, agent=agent, key=key, tier=Tier.DISTRIBUTED_KV, change="expiry"))
+            else:
+                self._expect((agent, key), known.stored)  # written again with a later expiry
         return over

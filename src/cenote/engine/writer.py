@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cenote import points
 from cenote.engine import entries
+from cenote.engine.cache import Ticket
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
@@ -31,6 +32,14 @@ class Content(NamedTuple):
 
 
 TOMBSTONE = Content(entries.NO_VALUE, b"", None, True)
+
+
+class _Sent(NamedTuple):
+    """What is noted before a write is sent: L1's ticket, the KV server's time, and ours."""
+
+    ticket: Ticket | None
+    server_ms: int
+    began: float
 
 
 class Base(NamedTuple):
@@ -63,18 +72,18 @@ class Writer:
         core.admit(deleting=content.deleted)
         operation = self._operation()
         header = _header(content, operation)
-        began = time.monotonic()
+        sent = self._begin(target)
         try:
             try:
                 sequence = await self._send(target, header, content.body, self._timeout_ms)
             except (UnavailableError, AnswerLost) as error:
-                sequence = await self._insist(target, header, content.body, operation, error, began=began)
+                sequence = await self._insist(target, header, content.body, operation, error, began=sent.began)
         except BaseException:
             core.cache.forget(target.subject)
             raise
         if points.armed:
             await points.hit("write.acked")
-        return self._done(target, content, sequence, operation)
+        return self._done(target, content, sequence, operation, sent)
 
     async def _send(self, target: Target, header: bytes, body: bytes, timeout_ms: int) -> int:
         if points.armed:
@@ -105,51 +114,52 @@ class Writer:
                 error = again
 
     async def replace(
-        self, target: Target, base: Base, content: Content, operation: str, *, lost: bool = False
+        self, target: Target, base: Base, content: Content, operation: str, backoff: Backoff
     ) -> Stored | None:
         """Compare-and-set over `base`; None when another write came first.
-
-        Args:
-            lost: an earlier attempt of the same operation had its answer lost.
 
         Raises:
             OutcomeUnknownError: an answer was lost and the leader shows neither this write nor `base`.
         """
         core = self._core
         header = _header(content, operation)
-        timeout_ms = core.config.kv.request_timeout_ms
-        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        sent = self._begin(target)
+        lost = False
         try:
             while True:
+                timeout_ms = core.attempt_ms(backoff)
                 try:
                     if lost or core.link.generation != base.generation:
                         base = await self._again(target, base, operation, lost, timeout_ms)
                     reply = await core.stream.publish_nowait(
                         target.wire, header, content.body, timeout_ms, base.sequence
                     )
-                    return self._done(target, content, sequence_of(reply), operation)
+                    return self._done(target, content, sequence_of(reply), operation, sent)
                 except _DoneBefore as done:
-                    return self._done(target, content, done.sequence, operation)
+                    return self._done(target, content, done.sequence, operation, sent)
                 except WrongSequence:
                     if not lost:
                         core.cache.forget(target.subject)
                         return None
                     sequence = await self._settle(target, operation, backoff, None)
-                    return self._done(target, content, sequence, operation)
+                    return self._done(target, content, sequence, operation, sent)
                 except AnswerLost as error:
                     # The same operation over the same base can take effect once only, so it may be sent again.
                     lost = True
                     await backoff.pause(UnavailableError(str(error)))
                 except UnavailableError as error:
                     await backoff.pause(error)
-                timeout_ms = core.attempt_ms(backoff)
         except BaseException as error:
             core.cache.forget(target.subject)
             if lost and isinstance(error, UnavailableError):
                 raise _unknown(target) from error
             raise
 
-    async def base(self, target: Target) -> Base:
+    def backoff(self) -> Backoff:
+        """The deadline of one call, `kv.deadline_ms`, and its pauses."""
+        return Backoff(self._core.config.retry, self._core.config.kv.deadline_ms)
+
+    async def base(self, target: Target, backoff: Backoff) -> Base:
         """The state of a key to build on, with a sequence to compare (F-mark): a key that only SQL holds is hydrated
         first, one that nobody holds gets a clean tombstone, so that no dirty write ever expects "nothing".
 
@@ -157,7 +167,6 @@ class Writer:
             UnavailableError: KV or SQL cannot be reached.
         """
         core = self._core
-        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
         while True:
             try:
                 core.admit(deleting=False)
@@ -182,14 +191,15 @@ class Writer:
             ConflictError: it is another.
         """
         operation = self._operation()
+        backoff = self.backoff()
         while True:
-            base = await self.base(target)
+            base = await self.base(target, backoff)
             actual = None if base.stored is None else base.stored.version
             if actual != expected:
                 raise _conflict(target, expected, actual)
             if points.armed:
                 await points.hit("write.compared")
-            stored = await self.replace(target, base, content, operation)
+            stored = await self.replace(target, base, content, operation, backoff)
             if stored is not None:
                 return stored
 
@@ -224,17 +234,24 @@ class Writer:
             raise _unknown(target) from cause
         return found.sequence
 
-    def _done(self, target: Target, content: Content, sequence: int, operation: str) -> Stored:
+    def _begin(self, target: Target) -> _Sent:
+        core = self._core
+        ticket = core.cache.ticket(target.subject) if core.listening else None
+        return _Sent(ticket, core.sent_ms(), time.monotonic())
+
+    def _done(self, target: Target, content: Content, sequence: int, operation: str, sent: _Sent) -> Stored:
         core = self._core
         version = Version(core.epochs.newest, sequence)
+        # An ack carries no time. The moment of sending is a lower bound, which is also what a receipt needs.
+        written_us = (sent.server_ms or core.now_ms()) * 1000
         stored = Stored(
-            version, sequence, content.codec, content.body, content.deleted, core.now_ms() * 1000,
-            content.expires_ms, False, 0, operation,
+            version, sequence, content.codec, content.body, content.deleted, written_us,
+            content.expires_ms, False, sent.server_ms, operation,
         )  # fmt: skip
         if sequence > core.own_sequence:
             core.own_sequence = sequence
-        if core.listening:
-            core.cache.own_write(target.subject, stored)
+        if sent.ticket is not None:
+            core.cache.own_write(target.subject, stored, sent.ticket)
         core.counts.writes += 1
         return stored
 

@@ -180,6 +180,7 @@ class Pull:
         self._batch = batch
         self._credit = credit
         self._held = 0
+        self._held_bytes = 0
         self._asked = 0
         self._heard = 0.0
         self._inbox = link.new_inbox()
@@ -204,13 +205,14 @@ class Pull:
         self._link.on_disconnect.remove(self._forget)
         self._subscription.close()
 
-    def release(self, count: int) -> None:
-        """The caller is done with so many messages of this connection."""
+    def release(self, count: int, size: int) -> None:
+        """The caller is done with so many messages of this connection, of so many bytes."""
         self._held = max(0, self._held - count)
+        self._held_bytes = max(0, self._held_bytes - size)
         self._ask()
 
     def _forget(self) -> None:
-        self._asked = self._held = 0
+        self._asked = self._held = self._held_bytes = 0
 
     def _restart(self) -> None:
         self._forget()
@@ -220,11 +222,17 @@ class Pull:
     def _ask(self) -> None:
         """Ask for more when that is worth a request; the server never holds more of them than `credit`."""
         free = min(self._credit - self._held - self._asked, self._batch)
-        if free <= 0 or (self._asked and free < self._batch // 2) or self._loop.time() < self._retry_at:
+        room = limits.PULL_BYTES_MAX - self._held_bytes
+        if (
+            free <= 0
+            or room <= limits.PAYLOAD_BYTES_MAX
+            or (self._asked and free < self._batch // 2)
+            or self._loop.time() < self._retry_at
+        ):
             return
         body = {
             "batch": free,
-            "max_bytes": limits.PULL_BYTES_MAX,
+            "max_bytes": room,
             "expires": _EXPIRES_S * _NS,
             "idle_heartbeat": int(_HEARTBEAT_S * _NS),
         }
@@ -240,6 +248,7 @@ class Pull:
             return
         self.trouble = None
         self._held += 1
+        self._held_bytes += len(payload)
         sequence, time_us, _ = delivery(reply)
         self._on_message(sequence, time_us, subject, header, payload, reply)
         if self._asked > 1:
