@@ -143,10 +143,11 @@ class AgentState:
         backoff = Backoff(retry, retry.deadline_ms if limit_s is None else limit_s * 1000)
         target = self._target(key)
         while True:
-            base = await self._machines.writer.base(target, backoff)
+            step = self._machines.writer.backoff(backoff.left_ms)
+            base = await self._machines.writer.base(target, step)
             content = await self._changed(key, base.stored, change, default, into)
             operation = self._machines.writer.next_operation()
-            stored = await self._machines.writer.replace(target, base, content, operation, backoff)
+            stored = await self._machines.writer.replace(target, base, content, operation, step)
             if stored is not None:
                 return await self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
             self._core.counts.conflicts += 1
@@ -206,13 +207,16 @@ class AgentState:
         target = self._targets.get(key) or self._target(key)
         core = self._core
         copy = core.cache.lookup(target.subject) if core.listening else None
-        if copy is not None:
+        if copy is None:
+            found = await self._machines.reader.read(target)
+            if found is None:
+                return default
+            copy = found[0]
+        else:
             core.counts.hits_l1 += 1
             if core.gone(copy):
                 return default
-            return await self._decode(copy, into)
-        found = await self._machines.reader.read(target)
-        return default if found is None else await self._decode(found[0], into)
+        return await self._decode(copy, into) if copy.codec == entries.BLOB else _decode(copy, into)
 
     async def entry(self, key: str, *, into: type[Any] | None = None) -> Entry:
         """The value with its version, times, tier and writer. Raises NotFoundError, and as `get`."""
@@ -312,8 +316,7 @@ class AgentState:
     async def _decode(self, stored: Stored, into: type[Any] | None) -> Any:
         if stored.codec == entries.BLOB:
             stored = await self._core.blobs.resolve(stored)
-        value = values.decode(stored.codec, stored.body)
-        return value if into is None else values.decode_into(value, into)
+        return _decode(stored, into)
 
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
@@ -326,6 +329,11 @@ class AgentState:
             stored = await self._core.blobs.resolve(stored)
         stale = tier is Tier.MEMORY_CACHE and not self._core.coherent
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
+
+
+def _decode(stored: Stored, into: type[Any] | None) -> Any:
+    value = values.decode(stored.codec, stored.body)
+    return value if into is None else values.decode_into(value, into)
 
 
 def _version(given: Version | Receipt | Entry | int) -> Version | None:
