@@ -188,8 +188,8 @@ async def another(store: Store, **overrides: Any) -> AsyncIterator[Store]:
 
 async def evict_all(store: Store) -> int:
     """Remove everything from KV that SQL has, as the evictor does when its age allows it; the number removed."""
-    await store.flush(20)
     info = await store._core.stream.info()
+    await store.flush(20)  # all up to here is in SQL; what others write meanwhile must not be purged
     return await store._core.stream.purge_below(info.last_seq + 1, generation=store._core.link.generation)
 
 

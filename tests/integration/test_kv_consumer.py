@@ -74,7 +74,7 @@ async def test_everything_comes_once_and_the_floor_follows_the_acks(stream: Stat
         ready = got[acked:]
         ack_many(link, [message.reply for message in ready], generation=link.generation)
         acked += len(ready)
-        puller.release(len(ready))
+        puller.release(len(ready), 0)
     assert [message.payload for message in sorted(got)] == [b"%d" % n for n in range(1000)]
     message = await stream.leader_get(got[0].subject.decode())
     assert message is not None
@@ -95,7 +95,7 @@ async def test_no_more_than_the_credit_is_ever_held(stream: StateStream) -> None
     await asyncio.sleep(0.3)
     assert len(got) == 90
     ack_many(stream.link, [m.reply for m in got[:50]], generation=stream.link.generation)
-    puller.release(50)
+    puller.release(50, 0)
     await until(lambda: len(got) == 140)
     await puller.stop()
 
@@ -140,7 +140,7 @@ async def test_a_restart_brings_back_what_was_not_acked(stream: StateStream, ser
     await fill(stream, 10, start=1000)
     await until(lambda: len({message.sequence for message in got}) == 210)
     ack_many(link, [message.reply for message in got], generation=link.generation)
-    puller.release(len(got))
+    puller.release(len(got), sum(len(message.payload) for message in got))
     await puller.stop()
 
 

@@ -5,6 +5,7 @@ proof that the first was not accepted. After a lost answer the leader's entry de
 """
 
 import asyncio
+import math
 import time
 from typing import NamedTuple
 
@@ -155,9 +156,10 @@ class Writer:
                 raise _unknown(target) from error
             raise
 
-    def backoff(self) -> Backoff:
-        """The deadline of one call, `kv.deadline_ms`, and its pauses."""
-        return Backoff(self._core.config.retry, self._core.config.kv.deadline_ms)
+    def backoff(self, left_ms: float = math.inf) -> Backoff:
+        """The deadline of one step, `kv.deadline_ms` or what the caller has left, and its pauses."""
+        config = self._core.config
+        return Backoff(config.retry, min(config.kv.deadline_ms, left_ms))
 
     async def base(self, target: Target, backoff: Backoff) -> Base:
         """The state of a key to build on, with a sequence to compare (F-mark): a key that only SQL holds is hydrated

@@ -13,8 +13,8 @@ async def evict_now(store: Store) -> int:
     """
     core = store._core
     await store.agent("cenote-testing").put("sentinel", 0)  # the newest entry of a stream is never purged
-    await store.flush(30)
     info = await core.stream.info()
+    await store.flush(30)
     purged = await core.stream.purge_below(info.last_seq, generation=core.link.generation)
     core.cache.clear()
     if not purged:
