@@ -7,7 +7,7 @@ The KV stream is authoritative. Three things keep a copy here honest:
 - *fills* (what a read brought) are admitted only when no event for the key, no gap and no epoch change came since the
   read began, and only when newer than what is here.
 
-Instead of a set of keys being read, events bump one of 65,536 counters chosen by the key's hash: a fill whose counter
+Instead of a set of keys being read, events bump one of 8,192 counters chosen by the key's hash: a fill whose counter
 moved is not admitted. Two keys sharing a counter cost a needless refusal, never a stale fill.
 
 Staleness bound: while the feed is connected, a copy is at most one probe (1 s) plus the feed's delay behind; after 3 s
@@ -15,12 +15,13 @@ of silence reads are marked stale and served for at most `memory.ttl_s`.
 """
 
 import time
+from array import array
 from collections import OrderedDict
 from typing import NamedTuple
 
 from cenote.model.entry import Stored
 
-_COUNTERS = 1 << 16
+_COUNTERS = 1 << 13  # as plain numbers side by side, for every write bumps one: they stay in the processor's cache
 _SLOT_OVERHEAD_BYTES = 400  # measured: Stored, version, subject text, dictionary slot
 
 
@@ -42,8 +43,8 @@ class Cache:
         self._ttl_s = ttl_s
         self._slots: OrderedDict[str, tuple[Stored, float]] = OrderedDict()
         self._bytes = 0
-        self._events = [0] * _COUNTERS
-        self._foreign = [0] * _COUNTERS
+        self._events = array("Q", bytes(8 * _COUNTERS))
+        self._foreign = array("Q", bytes(8 * _COUNTERS))
         self._clears = 0
 
     def __len__(self) -> int:
