@@ -256,7 +256,7 @@ class Shift:
             await self._until_committed(batch, max(delivery.message.sequence for delivery in taken))
         if points.armed:
             await points.hit("flush.committed")
-        await self._register(batch)
+        await self._register(batch.agents)
         if core.link.generation != self._generation:
             raise ShiftOver("the connection was replaced during a flush")
         ack_many(core.link, [delivery.reply for delivery in batch.settled], generation=self._generation)
@@ -335,16 +335,16 @@ class Shift:
         core.counts.delivered += delivered
         core.counts.unknown_formats += len(batch.later)
 
-    async def _register(self, batch: Batch) -> None:
+    async def _register(self, agents: set[keys.AgentRef]) -> None:
         """After the commit and in a transaction of its own: a registry that refuses must not stop anyone's flush. But
         before the ack, after which nothing would ever bring the agent's name again."""
-        new = (batch.agents | self._nameless) - self._known_agents
+        new = (agents | self._nameless) - self._known_agents
         if not new:
             return
         try:
             await self._core.table.register([(agent.id, keys.sql_key(agent.text)) for agent in new])
         except CenoteError as error:
-            log.warning("agents could not be registered, next flush tries again: %s", error)
+            log.warning("agents could not be registered, trying again: %s", error)
             self._nameless = new
             return
         self._nameless = set()
@@ -396,6 +396,7 @@ class Shift:
         """Tell the server that what is in hand is being worked on, before it delivers it to somebody else."""
         while True:
             await asyncio.sleep(limits.ACK_PROGRESS_MS / 1000)
+            await self._register(set())  # those whose registration failed
             long_ago = time.monotonic() - limits.ACK_PROGRESS_MS / 1000
             kept = [one for flight in self._flights.values() if flight.since < long_ago for one in flight.taken]
             if self._inbox and self._inbox_since < long_ago:
