@@ -142,7 +142,7 @@ class Shift:
         )
         self._pull.start()
         jobs: list[Coroutine[Any, Any, None]] = [
-            self._flush_for_ever(), self._keep_lease(), self._keep_hold(), Evictor(core, self.durable).run(),
+            self._flush_for_ever(), self._keep_lease(), self._keep_hold(), self._keep_names(), Evictor(core, self.durable).run(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
@@ -392,11 +392,16 @@ class Shift:
         board.evicted = counts.evicted
         board.quarantined, board.unknown_formats = counts.quarantined, counts.unknown_formats
 
+    async def _keep_names(self) -> None:
+        """Register those whose registration failed, though nobody writes again."""
+        while True:
+            await asyncio.sleep(_RETRY_S_MAX)
+            await self._register(set())
+
     async def _keep_hold(self) -> None:
         """Tell the server that what is in hand is being worked on, before it delivers it to somebody else."""
         while True:
             await asyncio.sleep(limits.ACK_PROGRESS_MS / 1000)
-            await self._register(set())  # those whose registration failed
             long_ago = time.monotonic() - limits.ACK_PROGRESS_MS / 1000
             kept = [one for flight in self._flights.values() if flight.since < long_ago for one in flight.taken]
             if self._inbox and self._inbox_since < long_ago:
