@@ -22,10 +22,10 @@ from cenote.engine.epoch import DURABLE_KEY
 from cenote.engine.evictor import Evictor
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
+from cenote.engine.registrar import Registrar
 from cenote.errors import CenoteError, TransactionError, UnavailableError
 from cenote.kv.consumer import Pull, ack_many, delete_consumer, ensure_consumer, nak, progress_many
 from cenote.kv.message import Message
-from cenote.model import key as keys
 from cenote.sql.errors import DataRefused
 from cenote.sql.rows import Guard, Heartbeat, Row
 
@@ -35,7 +35,6 @@ _OVERLAP = 2  # one statement runs in PostgreSQL while the next batch is being b
 _RETRY_S_MAX = 1.0
 _SLOW_S = 2.0
 _TROUBLE_S_MAX = 2.0  # a pull in trouble for so long has lost its durable
-_KNOWN_AGENTS_MAX = 100_000
 
 
 class ShiftOver(Exception):
@@ -121,8 +120,7 @@ class Shift:
         self._overlap = asyncio.Semaphore(_OVERLAP)
         self._flights: dict[asyncio.Task[None], Flight] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._known_agents: set[keys.AgentRef] = set()
-        self._nameless: set[keys.AgentRef] = set()
+        self._names = Registrar(core.table)
         self._pull: Pull | None = None
         self._trouble_since = time.monotonic()
 
@@ -142,7 +140,8 @@ class Shift:
         )
         self._pull.start()
         jobs: list[Coroutine[Any, Any, None]] = [
-            self._flush_for_ever(), self._keep_lease(), self._keep_hold(), self._keep_names(), Evictor(core, self.durable).run(),
+            self._flush_for_ever(), self._keep_lease(), self._keep_hold(), self._names.keep_trying(),
+            Evictor(core, self.durable).run(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
@@ -256,7 +255,7 @@ class Shift:
             await self._until_committed(batch, max(delivery.message.sequence for delivery in taken))
         if points.armed:
             await points.hit("flush.committed")
-        await self._register(batch.agents)
+        await self._names.register(batch.agents)
         if core.link.generation != self._generation:
             raise ShiftOver("the connection was replaced during a flush")
         ack_many(core.link, [delivery.reply for delivery in batch.settled], generation=self._generation)
@@ -335,23 +334,6 @@ class Shift:
         core.counts.delivered += delivered
         core.counts.unknown_formats += len(batch.later)
 
-    async def _register(self, agents: set[keys.AgentRef]) -> None:
-        """After the commit and in a transaction of its own: a registry that refuses must not stop anyone's flush. But
-        before the ack, after which nothing would ever bring the agent's name again."""
-        new = (agents | self._nameless) - self._known_agents
-        if not new:
-            return
-        try:
-            await self._core.table.register([(agent.id, keys.sql_key(agent.text)) for agent in new])
-        except CenoteError as error:
-            log.warning("agents could not be registered, trying again: %s", error)
-            self._nameless = new
-            return
-        self._nameless = set()
-        if len(self._known_agents) > _KNOWN_AGENTS_MAX:
-            self._known_agents.clear()
-        self._known_agents |= new
-
     # --- beside the flushes ---------------------------------------------------------------------------------
 
     async def _keep_lease(self) -> None:
@@ -391,12 +373,6 @@ class Shift:
         board.avg_flush_ms = round(counts.flush_ms / counts.commits, 3) if counts.commits else None
         board.evicted = counts.evicted
         board.quarantined, board.unknown_formats = counts.quarantined, counts.unknown_formats
-
-    async def _keep_names(self) -> None:
-        """Register those whose registration failed, though nobody writes again."""
-        while True:
-            await asyncio.sleep(_RETRY_S_MAX)
-            await self._register(set())
 
     async def _keep_hold(self) -> None:
         """Tell the server that what is in hand is being worked on, before it delivers it to somebody else."""
