@@ -282,3 +282,22 @@ async def test_a_store_opens_and_takes_writes_while_postgresql_is_away(cenote_se
         await store.flush(20)
         assert await tier_of(store, "scout", "k") == "both"
         assert await store.agent("scout").get("k") == 2
+
+
+async def test_a_watch_ends_with_its_store(cenote_servers: TestServers) -> None:
+    store = await cenote.open(**cenote_servers.fresh())
+    scout = store.agent("scout")
+    await scout.put("k", 1)
+    listed = asyncio.Event()
+
+    async def follow() -> int:
+        count = 0
+        async for _ in scout.watch(since=0):
+            count += 1
+            listed.set()
+        return count
+
+    follower = asyncio.create_task(follow())
+    await asyncio.wait_for(listed.wait(), 10)
+    await store.aclose()
+    assert await asyncio.wait_for(follower, 10) == 1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cenote import limits
 from cenote.engine import entries
 from cenote.engine.core import Core
-from cenote.errors import CenoteError, CodecError, ExpiredError, SetupError, UnavailableError
+from cenote.errors import CenoteError, CodecError, ExpiredError, UnavailableError
 from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.model.entry import Change, Entry, Stored, Tier, Version
@@ -63,7 +63,7 @@ class Watch:
         self._expiring: dict[tuple[str, str], _Expiring] = {}
 
     async def events(self) -> AsyncIterator[Entry]:
-        """Entries until the iterator is closed. Raises ExpiredError when `since` is no position of this store."""
+        """Entries until the iterator or the store is closed. Raises ExpiredError when `since` is no position of this store."""
         core = self._core
         await core.listen()
         core.listeners.append(self._on_event)
@@ -79,7 +79,7 @@ class Watch:
                 after = self._since if isinstance(self._since, Version) else Version(0, 0)
                 async for entry in self._catch_up(after, live_only=self._since == 0):
                     yield entry
-            while True:
+            while not self._closed:
                 async for entry in self._turn():
                     yield entry
         finally:
@@ -89,8 +89,6 @@ class Watch:
 
     async def _turn(self) -> AsyncIterator[Entry]:
         await self._sleep()
-        if self._closed:
-            raise SetupError("this store is closed, and so is its watch")
         if self._gap and self._core.link.connected:
             self._gap = False
             self._queue.clear()
