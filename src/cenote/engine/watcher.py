@@ -63,7 +63,7 @@ class Watch:
         self._expiring: dict[tuple[str, str], _Expiring] = {}
 
     async def events(self) -> AsyncIterator[Entry]:
-        """Entries until the iterator or the store is closed. Raises ExpiredError when `since` is no position of this store."""
+        """Entries until the iterator or the store is closed. ExpiredError when `since` is no position of this store."""
         core = self._core
         await core.listen()
         core.listeners.append(self._on_event)
