@@ -140,6 +140,7 @@ async def test_kill_and_restart_in_the_middle_of_thousands(link: Link, server: K
     first_server = link.server_id
     futures = [link.request(f"t.{n}", b"", b"x" * 200, 5000) for n in range(5000)]
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    futures += [link.request(f"t.{n}", b"", b"x" * 200, 5000) for n in range(5000, 15_000)]  # surely on their way
     server.kill()
     start = time.monotonic()
     answered, unknown = outcomes(await asyncio.gather(*futures, return_exceptions=True))
