@@ -131,7 +131,7 @@ async def test_s07_a_late_flush_never_takes_sql_back(cenote_servers: TestServers
         demand(await holds(sql, agent, "k", '"new"'), "I3: an older value lies over a newer one")
 
 
-@toothed(the_fence)
+@toothed(the_fence, tries=4)
 async def test_i7_sql_applies_the_versions_of_a_key_in_order(cenote_servers: TestServers) -> None:
     """Two writers, three keys, flushes that overtake each other: SQL may skip, never swap."""
     dice = random.Random(7)
