@@ -91,16 +91,22 @@ def toothed(*removals: Removal, tries: int = 1) -> Callable[[Test], Test]:
 
 
 @contextmanager
-def at(**actions: Callable[[], Awaitable[object]]) -> Iterator[dict[str, int]]:
+def at(*, hold: bool = False, **actions: Callable[[], Awaitable[object]]) -> Iterator[dict[str, int]]:
     """Let an action happen at the first crossing of a point (`flush_taken=…` is the point "flush.taken"); yields the
-    number of crossings by point."""
+    number of crossings by point. With `hold` nobody else crosses the point before the action is done."""
     crossings: dict[str, int] = {}
+    done = asyncio.Event()
 
     async def hook(name: str) -> None:
         crossings[name] = crossings.get(name, 0) + 1
         action = actions.get(name.replace(".", "_"))
-        if action is not None and crossings[name] == 1:
+        if action is None:
+            return
+        if crossings[name] == 1:
             await action()
+            done.set()
+        elif hold:
+            await done.wait()
 
     points.hook, points.armed = hook, True
     try:

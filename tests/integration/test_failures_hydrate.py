@@ -86,7 +86,7 @@ async def test_s04_hydrating_an_agent_never_covers_writes_or_deletes(cenote_serv
             await agent.put("k3", "new")
             await agent.delete("k4")
 
-        with at(hydrate_read=act):
+        with at(hold=True, hydrate_read=act):
             brought = await other.agent("s04").hydrate()
         assert brought.keys >= 18
         async with another(store) as third:

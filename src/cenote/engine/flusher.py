@@ -34,6 +34,7 @@ log = logging.getLogger("cenote.engine")
 _OVERLAP = 2  # one statement runs in PostgreSQL while the next batch is being built here
 _RETRY_S_MAX = 1.0
 _SLOW_S = 2.0
+_LANDING_S = 0.5  # what a flight may take to land when its shift ends
 _TROUBLE_S_MAX = 2.0  # a pull in trouble for so long has lost its durable
 
 
@@ -152,12 +153,18 @@ class Shift:
             await self._end(tasks)
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Stop asking for entries; hand back what is in hand, so that the next flusher need not wait for it."""
+        """Stop asking for entries; hand back what is in hand, so that the next flusher need not wait for it. A batch
+        that PostgreSQL may have committed by now gets a moment for its acks, or it would be delivered for nothing."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._flights and not self._failed.done():
+            await asyncio.wait(list(self._flights), timeout=_LANDING_S)
         in_hand = [*self._inbox, *(one for flight in self._flights.values() for one in flight.taken)]
         flights = list(self._flights)
-        for task in [*tasks, *flights]:
-            task.cancel()
-        await asyncio.gather(*tasks, *flights, return_exceptions=True)
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
         if self._pull is not None:
