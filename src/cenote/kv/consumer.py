@@ -22,6 +22,7 @@ _NS = 1_000_000_000
 _EXISTS = 10148
 _EXPIRES_S = 10
 _HEARTBEAT_S = 0.5
+_REQUESTS = 4  # how many requests may share the bytes that are granted: more would wait for each other
 _SILENCE_S_MAX = 1.6  # three heartbeats missed: the server has forgotten the request
 _TROUBLE_WAIT_S = 0.25
 _ENDED = re.compile(rb"Batch Completed|MaxBytes")  # statuses (409) of a request that was served to its end
@@ -182,6 +183,7 @@ class Pull:
         self._held = 0
         self._held_bytes = 0
         self._asked = 0
+        self._asked_bytes = 0
         self._heard = 0.0
         self._inbox = link.new_inbox()
         self._retry_at = 0.0
@@ -212,7 +214,7 @@ class Pull:
         self._ask()
 
     def _forget(self) -> None:
-        self._asked = self._held = self._held_bytes = 0
+        self._asked = self._asked_bytes = self._held = self._held_bytes = 0
 
     def _restart(self) -> None:
         self._forget()
@@ -222,7 +224,7 @@ class Pull:
     def _ask(self) -> None:
         """Ask for more when that is worth a request; the server never holds more of them than `credit`."""
         free = min(self._credit - self._held - self._asked, self._batch)
-        room = limits.PULL_BYTES_MAX - self._held_bytes
+        room = min(limits.PULL_BYTES_MAX - self._held_bytes - self._asked_bytes, limits.PULL_BYTES_MAX // _REQUESTS)
         if (
             free <= 0
             or room <= limits.PAYLOAD_BYTES_MAX
@@ -239,6 +241,7 @@ class Pull:
         with contextlib.suppress(NotSent):  # a reconnect begins anew
             self._link.send(self._next, self._inbox.encode(), json.dumps(body).encode())
             self._asked += free
+            self._asked_bytes += room
             self._heard = self._loop.time()
 
     def _on_frame(self, subject: bytes, reply: bytes, header: bytes, payload: bytes) -> None:
@@ -251,10 +254,8 @@ class Pull:
         self._held_bytes += len(payload)
         sequence, time_us, _ = delivery(reply)
         self._on_message(sequence, time_us, subject, header, payload, reply)
-        if self._asked > 1:
-            self._asked -= 1  # one more held, one less asked for: there is no more credit than before
-        else:
-            self._asked = 0
+        self._no_longer_asked(1, len(payload))  # one more held, one less asked for: no more credit than before
+        if not self._asked:
             self._ask()
 
     def _on_status(self, header: bytes) -> None:
@@ -263,7 +264,8 @@ class Pull:
             self.trouble = None
             return
         left = header_value(header, b"Nats-Pending-Messages: ")
-        self._asked = max(0, self._asked - int(left)) if left else 0
+        left_bytes = header_value(header, b"Nats-Pending-Bytes: ")
+        self._no_longer_asked(int(left) if left else self._asked, int(left_bytes or 0))
         if status != b"408" and not _ENDED.search(header):  # 408: expired, as it should
             self.trouble = header[9 : header.find(b"\r\n")].decode()
             self._retry_at = self._loop.time() + _TROUBLE_WAIT_S
@@ -271,10 +273,14 @@ class Pull:
             return
         self._ask()
 
+    def _no_longer_asked(self, count: int, size: int) -> None:
+        self._asked = max(0, self._asked - count)
+        self._asked_bytes = max(0, self._asked_bytes - size) if self._asked else 0
+
     async def _watch(self) -> None:
         """Ask again after trouble, and after silence, which means that the request was forgotten."""
         while True:
             await asyncio.sleep(_TROUBLE_WAIT_S)
             if self._asked and self._loop.time() - self._heard > _SILENCE_S_MAX:
-                self._asked = 0
+                self._asked = self._asked_bytes = 0
             self._ask()
