@@ -206,7 +206,7 @@ class AgentState:
         """
         target = self._targets.get(key) or self._target(key)
         core = self._core
-        copy = core.cache.lookup(target.subject) if core.listening else None
+        copy = core.cache.lookup(target.subject) if core.coherence.listening else None
         if copy is None:
             found = await self._machines.reader.read(target)
             if found is None:
@@ -222,7 +222,7 @@ class AgentState:
         """The value with its version, times, tier and writer. Raises NotFoundError, and as `get`."""
         target = self._target(key)
         core = self._core
-        copy = core.cache.lookup(target.subject) if core.listening else None
+        copy = core.cache.lookup(target.subject) if core.coherence.listening else None
         if copy is None:
             found = await self._machines.reader.read(target)
         else:
@@ -327,7 +327,7 @@ class AgentState:
     async def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
         if stored.codec == entries.BLOB:
             stored = await self._core.blobs.resolve(stored)
-        stale = tier is Tier.MEMORY_CACHE and not self._core.coherent
+        stale = tier is Tier.MEMORY_CACHE and not self._core.coherence
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
 
 

@@ -71,7 +71,7 @@ class Worker:
         except cenote.UnavailableError:
             self._journal.refused(intent)
             return
-        if self._store._core.coherent:  # else it may be any age, and is marked as stale
+        if self._store._core.coherence:  # else it may be any age, and is marked as stale
             self._journal.end(intent, value)
         else:
             self._journal.refused(intent)

@@ -148,7 +148,9 @@ async def test_i4_a_fill_that_was_overtaken_is_not_admitted(cenote_servers: Test
 
         async def overtake() -> None:
             receipt = await store.agent("i4").put("k", "new")
-            await reached(lambda: reader._core._seen >= receipt.version.revision, "the news of the newer write")
+            await reached(
+                lambda: reader._core.coherence.seen >= receipt.version.revision, "the news of the newer write"
+            )
 
         with at(read_answered=overtake) as crossed:
             assert await reader.agent("i4").get("k") in ("old", "new")

@@ -24,7 +24,7 @@ async def put_rows(ground: Ground, effort: Effort) -> AsyncIterator[Result]:
             bucket = await bare_bucket(connection, store)
             scout = store.agent("scout-7")
             await scout.get("plan")
-            assert core_of(store).listening, "L1 must follow the feed, as in a process that reads"
+            assert core_of(store).coherence.listening, "L1 must follow the feed, as in a process that reads"
             values, texts = samples(), bodies()
 
             async def ours(number: int) -> None:

@@ -1,5 +1,5 @@
-"""What the machines of one store share: the tiers, the epochs, L1 and its coherence, and the probe that keeps them
-honest (I4, I8, I15; flow rules 8, 9, 10).
+"""What the machines of one store share: the tiers, the epochs, L1, and the probe that keeps them honest (I4, I8, I15;
+flow rules 8, 9, 10).
 
 Once a second the probe asks the stream's leader for its last sequence. A difference to what the republish feed has
 shown drops L1; three seconds of silence end its coherence; a stream created anew begins an epoch.
@@ -18,6 +18,7 @@ from cenote.engine import entries
 from cenote.engine.belonging import settle
 from cenote.engine.blobs import Blobs
 from cenote.engine.cache import Cache
+from cenote.engine.coherence import Coherence
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
 from cenote.engine.epoch import DURABLE_KEY, Epochs
@@ -26,9 +27,8 @@ from cenote.kv.bucket import StreamInfo
 from cenote.kv.consumer import ConsumerInfo, consumer_info
 from cenote.kv.errors import JsNotFound, TooManyResults
 from cenote.kv.link import Link
-from cenote.kv.message import Message, republished
+from cenote.kv.message import Message
 from cenote.kv.stream import StateStream
-from cenote.kv.watch import Feed
 from cenote.model import key as keys
 from cenote.model.entry import Stored, Tier
 from cenote.naming import Names
@@ -60,7 +60,6 @@ class Counts:
     flush_ms: float = 0.0
     quarantined: int = 0
     unknown_formats: int = 0
-    gaps: int = 0
 
     def hit(self, found: tuple[Stored, Tier] | None) -> None:
         """Count an answered read by the tier that answered it."""
@@ -70,9 +69,6 @@ class Counts:
             self.hits_kv += 1
         else:
             self.hits_sql += 1
-
-
-Listener = Callable[[Message], None]
 
 
 class _Reading:
@@ -110,6 +106,7 @@ class Core:
         self.table = StateTable(db, names)
         self.blobs = Blobs(self.table)
         self.cache = Cache(config.memory.entries_max, config.memory.bytes_max, config.memory.ttl_s)
+        self.coherence = Coherence(self.stream, names, self.cache, lambda: self.epochs, writer_id)
         self.durability = Durability(self.table, lambda: self.epochs.newest)
         self.counts = Counts()
         self.epochs = Epochs("", "", (0,), (0,))
@@ -118,17 +115,8 @@ class Core:
         self.backlog = 0
         self.fill_share = 0.0
         self.last_sequence = 0
-        self.coherent_until = 0.0
-        self.listening = False
-        self.listeners: list[Listener] = []
-        self.on_gap: list[Callable[[], None]] = []
         self.on_close: list[Callable[[], None]] = []
-        self._seen = 0
-        self._owed = 0
-        self._feed: Feed | None = None
         self._prefix_length = len(self.stream.prefix)
-        self._own_mark = f";{writer_id}.".encode("ascii")
-        self._listen_lock = asyncio.Lock()
         self._probe_now = asyncio.Event()
         self._probe_task: asyncio.Task[None] | None = None
         self._closed = False
@@ -151,8 +139,7 @@ class Core:
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.gather(self._probe_task, return_exceptions=True)
-        if self._feed is not None:
-            self._feed.close()
+        self.coherence.close()
         await self.durability.close()
 
     def admit(self, *, deleting: bool) -> None:
@@ -258,62 +245,10 @@ class Core:
         """The flusher's durable; None when there is no such consumer."""
         return await consumer_info(self.link, self.stream.name, name)
 
-    # --- L1 coherence ---------------------------------------------------------------------------------------
-
-    async def listen(self) -> None:
-        """Begin to follow all writes, so that L1 may hold copies. A process that only writes never does."""
-        async with self._listen_lock:
-            if self.listening:
-                return
-            if self._feed is None:  # an earlier try may have failed below
-                self._feed = Feed(self.link, self.names, self._event)
-            # On one connection the server handles SUB before the request that follows it.
-            info = await self.stream.info()
-            self._seen = self._owed = info.last_seq
-            self.coherent_until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
-            self.listening = True
-
-    @property
-    def coherent(self) -> bool:
-        """Whether L1 has heard from the leader within the silence limit."""
-        return time.monotonic() < self.coherent_until
-
-    def _event(self, subject: str, sequence: int, header: bytes, payload: bytes) -> None:
-        if sequence > self._seen:
-            self._seen = sequence
-        held = None
-        if self._own_mark in header:
-            self.cache.own_event(subject, sequence)
-        else:
-            held = self.cache.event(subject)
-        if held is not None and held.sequence >= sequence:
-            held = None
-        if held is not None or self.listeners:
-            message = Message(subject, sequence, republished(header)[1], header, payload)
-            if held is not None:
-                self._push(held, message)
-            for listener in self.listeners:
-                listener(message)
-
-    def _push(self, held: Stored, message: Message) -> None:
-        try:
-            stored = entries.from_message(message, self.epochs)
-        except CenoteError:
-            self.cache.forget(message.subject)  # a reader will meet the same entry and raise
-            return
-        if stored.version >= held.version and entries.believed(stored, message):
-            self.cache.push(message.subject, stored)
-
-    def _gap(self) -> None:
-        self.counts.gaps += 1
-        self.cache.clear()
-        for tell in self.on_gap:
-            tell()
-
     # --- the probe ------------------------------------------------------------------------------------------
 
     def _reconnected(self) -> None:
-        self._gap()
+        self.coherence.gap()
         self._probe_now.set()
 
     async def _probe(self) -> None:
@@ -341,18 +276,14 @@ class Core:
             raise UnavailableError("the stream's leader does not answer", tier="DISTRIBUTED_KV") from error
         if info is None or Epochs.from_metadata(info.metadata, info.created) != self.epochs:
             info = await self._settle()
-            self._seen = self._owed = info.last_seq  # another stream counts anew
-            self._gap()
+            self.coherence.begin(info.last_seq)  # another stream counts anew
+            self.coherence.gap()
         self._learn(info)
         consumer = None if self.durable_name is None else await self.consumer(self.durable_name)
         # Without a durable nobody can say what is flushed: everything may be dirty (I8).
         self.backlog = info.messages if consumer is None else consumer.pending + consumer.ack_pending
-        if self.listening and self.link.generation == generation:
-            if self._seen < self._owed:
-                self._gap()
-                self._seen = self._owed
-            self._owed = info.last_seq
-            self.coherent_until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
+        if self.coherence.listening and self.link.generation == generation:
+            self.coherence.probed(info.last_seq)
 
     async def _settle(self) -> StreamInfo:
         epochs, info = await settle(self.link, self.stream, self.table, self.names, self.config, self.writer_id)

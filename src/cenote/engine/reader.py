@@ -88,8 +88,8 @@ class Reader:
 
     async def _attempt(self, target: Target, backoff: Backoff, timeout_ms: int) -> Found | None:
         core = self._core
-        if not core.listening:
-            await core.listen()
+        if not core.coherence.listening:
+            await core.coherence.listen()
         ticket = core.cache.ticket(target.subject)
         generation, t0_ms = core.link.generation, core.link.server_now_ms()
         message = await core.message(target, timeout_ms)
@@ -129,7 +129,7 @@ class Reader:
         found: dict[str, Found] = {}
         wanted = {target.subject: target for target in targets}
         for subject, target in list(wanted.items()):
-            copy = core.cache.lookup(subject) if core.listening else None
+            copy = core.cache.lookup(subject) if core.coherence.listening else None
             if copy is not None:
                 found[target.key] = (copy, Tier.MEMORY_CACHE)
                 del wanted[subject]
@@ -151,8 +151,8 @@ class Reader:
 
     async def _load_many(self, targets: list[Target]) -> dict[str, Found]:
         core = self._core
-        if not core.listening:
-            await core.listen()
+        if not core.coherence.listening:
+            await core.coherence.listen()
         tickets = [core.cache.ticket(target.subject) for target in targets]
         generation, t0_ms = core.link.generation, core.link.server_now_ms()
         messages = await core.messages(targets)

@@ -65,9 +65,9 @@ class Watch:
     async def events(self) -> AsyncIterator[Entry]:
         """Entries until the iterator or the store is closed. ExpiredError when `since` is no position of this store."""
         core = self._core
-        await core.listen()
-        core.listeners.append(self._on_event)
-        core.on_gap.append(self._on_gap)
+        await core.coherence.listen()
+        core.coherence.listeners.append(self._on_event)
+        core.coherence.on_gap.append(self._on_gap)
         core.on_close.append(self._on_close)
         try:
             await core.probe_once()
@@ -83,8 +83,8 @@ class Watch:
                 async for entry in self._turn():
                     yield entry
         finally:
-            core.listeners.remove(self._on_event)
-            core.on_gap.remove(self._on_gap)
+            core.coherence.listeners.remove(self._on_event)
+            core.coherence.on_gap.remove(self._on_gap)
             core.on_close.remove(self._on_close)
 
     async def _turn(self) -> AsyncIterator[Entry]:

@@ -238,7 +238,7 @@ class Writer:
 
     def _begin(self, target: Target) -> _Sent:
         core = self._core
-        ticket = core.cache.ticket(target.subject) if core.listening else None
+        ticket = core.cache.ticket(target.subject) if core.coherence.listening else None
         return _Sent(ticket, core.sent_ms(), time.monotonic())
 
     def _done(self, target: Target, content: Content, sequence: int, operation: str, sent: _Sent) -> Stored:
