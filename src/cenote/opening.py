@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from cenote.config import Config
 from cenote.embedded import NatsAddress, Servers, acquire
-from cenote.engine.belonging import belongs
+from cenote.engine.belonging import agree, belongs
 from cenote.engine.core import Core
 from cenote.engine.machines import Machines, build
 from cenote.engine.recovery import recover
@@ -66,6 +66,7 @@ async def _connected(config: Config, servers: Servers | None) -> Machines:
         sql_known = False
         if config.migrates or config.flush.enabled:
             try:
+                await agree(link, StateTable(db, names), names, config.kv.deadline_ms)
                 await migrate(db, "auto" if config.migrates else "check")
                 sql_known = True
             except UnavailableError as error:

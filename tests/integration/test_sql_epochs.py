@@ -3,11 +3,12 @@
 import asyncio
 from uuid import UUID, uuid4
 
+import pytest
 from pg_server import GUARD, NOW_US, STORE, beat, database, db, pg, row, table
 
 from cenote.sql.migrate import migrate
 from cenote.sql.pool import Database
-from cenote.sql.rows import Guard, NewEpoch
+from cenote.sql.rows import Claim, Guard, NewEpoch
 from cenote.sql.state import StateTable
 
 __all__ = ["db", "pg", "table"]  # fixtures
@@ -52,32 +53,51 @@ async def test_rows_go_over_to_the_epoch_of_their_time(table: StateTable) -> Non
     }
 
 
-async def test_a_recreated_stream_begins_the_next_epoch_unless_another_flusher_lives(table: StateTable) -> None:
-    async def settle(alive_s: float, store: str | None = STORE, own: str = "g") -> list[str]:
-        rows = await table.settle_epoch(
-            stream_created="created-2", created_us=NOW_US, store_id=store, alive_s=alive_s, own_flusher=own
-        )
-        return [known.stream_created for known in rows]
+@pytest.mark.parametrize(
+    ("claim", "same"),
+    [
+        (Claim("created-2", NOW_US, frozenset({STORE}), "start-9", ""), True),
+        (Claim("created-2", NOW_US, frozenset(), "start-1", ""), True),
+        (Claim("created-2", NOW_US, frozenset(), "start-9", "home-1"), True),
+        (Claim("created-2", NOW_US, frozenset(), "start-9", ""), False),
+        (Claim("created-2", NOW_US, frozenset(), "start-9", "home-9"), False),
+        (Claim("created-2", NOW_US, frozenset(), "", ""), False),
+        (Claim("created-2", NOW_US, frozenset({str(uuid4())}), "start-1", "home-1"), False),
+        (Claim("created-2", NOW_US, frozenset({STORE, str(uuid4())}), "start-1", "home-1"), False),
+    ],
+    ids=[
+        "same store",
+        "same start",
+        "same home",
+        "nothing",
+        "other home",
+        "unknown start",
+        "other store",
+        "two stores",
+    ],
+)
+async def test_a_stream_that_may_be_another_one_begins_no_epoch(table: StateTable, claim: Claim, same: bool) -> None:
+    await table.settle_epoch(Claim("created-1", 0, frozenset({STORE}), "start-1", "home-1"))
+    rows = await table.settle_epoch(claim)
+    assert [row.stream_created for row in rows] == ["created-1", "created-2"][: 1 + same]
+    assert await table.settle_epoch(claim) == rows, "known by now, or still refused"
+    if same:
+        newest = rows[-1]
+        assert (newest.epoch, newest.from_us, newest.store_id) == (2, NOW_US, STORE)
+        assert await table.set_incarnation(2, claim.server_start, "start-10")
+        assert await table.flush([row(epoch=2)], Guard(2, "start-10"), beat()) is not None
 
-    await table.flush([row()], GUARD, beat())
-    assert await settle(60) == ["created-1"], "f has just flushed"
-    assert await settle(60, own="f", store=str(uuid4())) == ["created-1"], "another store's stream"
-    assert await settle(60, own="f") == ["created-1", "created-2"]
-    assert await settle(60) == ["created-1", "created-2"], "known by now"
-    newest = (await table.epochs())[-1]
-    assert (newest.epoch, newest.from_us, newest.incarnation) == (2, NOW_US, "")
-    assert await table.set_incarnation(2, "", "start-2")
-    assert await table.flush([row(epoch=2)], Guard(2, "start-2"), beat()) is not None
+
+async def test_an_empty_database_is_not_for_a_stream_that_names_a_store(db: Database) -> None:
+    table = StateTable(db, db.names)
+    assert await table.settle_epoch(Claim("created-1", NOW_US, frozenset({STORE}), "start-1", "")) == []
+    assert len(await table.settle_epoch(Claim("created-1", NOW_US, frozenset(), "start-1", ""))) == 1
 
 
 async def test_many_processes_settle_an_empty_database_at_once(pg: object, db: Database) -> None:
     tables = [StateTable(db, db.names) for _ in range(6)]
-    settled = await asyncio.gather(
-        *(
-            each.settle_epoch(stream_created="c", created_us=NOW_US, store_id=None, alive_s=0, own_flusher=str(i))
-            for i, each in enumerate(tables)
-        )
-    )
+    claim = Claim("c", NOW_US, frozenset(), "start-1", "")
+    settled = await asyncio.gather(*(each.settle_epoch(claim) for each in tables))
     assert len({tuple(rows) for rows in settled}) == 1
     ((first,),) = {tuple(rows) for rows in settled}
     assert first.epoch == 1

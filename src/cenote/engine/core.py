@@ -286,7 +286,9 @@ class Core:
             self.coherence.probed(info.last_seq)
 
     async def _settle(self) -> StreamInfo:
-        epochs, info = await settle(self.link, self.stream, self.table, self.names, self.config, self.writer_id)
+        epochs, info = await settle(
+            self.link, self.stream, self.table, self.names, self.config, before=self.epochs.store_id
+        )
         if epochs != self.epochs and self.epochs.created:
             log.warning("epoch %d begins: the stream of %s is another one", epochs.newest, info.created)
         self.epochs = epochs

@@ -47,7 +47,7 @@ async def recover(link: Link, table: StateTable, names: Names, config: Config) -
         UnavailableError, SetupError: a server went away, or does not belong to the other.
     """
     stream = StateStream(link, names)
-    epochs, info = await settle(link, stream, table, names, config, new_writer_id())
+    epochs, info = await settle(link, stream, table, names, config)
     guard = await _take_over(table, epochs)
     recovered = Recovered()
     async for batch in _batches(stream, epochs, names):

@@ -29,6 +29,7 @@ class Connection(NamedTuple):
     nc: Client
     road: Road
     server_id: str
+    server_name: str
     server_version: tuple[int, int, int]
     max_payload: int
 
@@ -174,7 +175,9 @@ def _checked(nc: Client, handlers: dict[int, lane.Handler] | None) -> Connection
     transport = lane.socket_transport(nc)
     fast = FastRoad(transport, handlers) if handlers is not None and transport is not None else None
     road: Road = fast or PublicRoad(nc)
-    return Connection(nc, road, str(lane.server_info(nc).get("server_id", "")), numbers, nc.max_payload)
+    told = lane.server_info(nc)
+    server_id, server_name = str(told.get("server_id", "")), str(told.get("server_name", ""))
+    return Connection(nc, road, server_id, server_name, numbers, nc.max_payload)
 
 
 def _mapped(error: Exception, server: SplitResult) -> CenoteError:

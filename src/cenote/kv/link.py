@@ -68,6 +68,7 @@ class Link:
         self.generation = 0
         self.connected = False
         self.server_id = ""
+        self.server_name = ""
         self.server_version = (0, 0, 0)
         self.max_payload = limits.PAYLOAD_BYTES_MAX
         self.on_connect: list[Callable[[], None]] = []
@@ -154,6 +155,7 @@ class Link:
         self.server_version, self.max_payload = connection.server_version, connection.max_payload
         # Unknown is treated as new: a server start must never be missed (F-gen).
         self.server_id = connection.server_id or f"unknown-{self.generation}"
+        self.server_name = connection.server_name
         self._clock.reset()
         self.connected = True
         _log.info("connected to NATS %s, server %s", self._name, self.server_id)

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from cenote.sql.locks import advisory_key
 from cenote.sql.pool import Database
-from cenote.sql.rows import EpochRow, FlusherRow, HighWater, NewEpoch
+from cenote.sql.rows import Claim, EpochRow, FlusherRow, HighWater, NewEpoch
 from cenote.sql.transaction import Isolation, Transaction, transact
 
 _RESTAMP_MS: Final = 600_000  # it reads the whole table
@@ -47,35 +47,42 @@ class EpochTable:
         """Give the newest epoch another incarnation; False when it has not `seen` any more, or is over."""
         return await self.db.execute(self.db.queries["set_incarnation"], epoch, seen, new) == "UPDATE 1"
 
-    async def settle_epoch(
-        self, *, stream_created: str, created_us: int, store_id: str | None, alive_s: float, own_flusher: str
-    ) -> list[EpochRow]:
-        """All epochs, after the first has begun for an empty database, or a further one for a recreated
-        stream.
+    async def settle_epoch(self, claim: Claim) -> list[EpochRow]:
+        """All epochs, after the first has begun for an empty database, or a further one for a recreated stream.
 
-        None begins while the stream is another store's, or while a flusher other than `own_flusher` has
-        committed within `alive_s`: then the last row's `stream_created` is not the one given.
+        None begins for a stream that may as well be another one (rule 8): then there are no rows, or the last one's
+        `stream_created` is not the claim's.
         """
 
         async def settle(tx: Transaction) -> None:
             await self._lock(tx)
             known = [EpochRow(*row) for row in await tx.fetch(self.db.queries["epochs"])]
             newest = known[-1] if known else None
-            if newest is not None and newest.stream_created == stream_created:
+            home = await tx.fetchval(self.db.queries["home"])
+            if refused(claim, newest, home):
                 return
-            if newest is not None:
-                foreign = store_id is not None and UUID(store_id) != UUID(newest.store_id)
-                if foreign or await tx.fetchval(self.db.queries["flusher_alive"], alive_s, own_flusher):
-                    return
-            owner = newest.store_id if newest else store_id or str(uuid4())
-            reason = "the stream was recreated" if newest else "the first"
-            seen = None if newest is None else (newest.epoch, newest.incarnation or "")
-            new = NewEpoch(created_us, owner, stream_created, "", "", reason)
-            began = await self._insert(tx, seen, new)
-            assert began, "the advisory lock is held by all who begin an epoch"
+            if newest is None or newest.stream_created != claim.stream_created:
+                await self._begin(tx, claim, newest)
+            if claim.home != (home or ""):
+                await tx.execute(self.db.queries["remember_home"], claim.home)
 
         await transact(self.db, settle, isolation=Isolation.READ_COMMITTED)
         return await self.epochs()
+
+    async def _begin(self, tx: Transaction, claim: Claim, newest: EpochRow | None) -> None:
+        owner = newest.store_id if newest else str(uuid4())
+        reason = "the stream was recreated" if newest else "the first"
+        seen = None if newest is None else (newest.epoch, newest.incarnation or "")
+        new = NewEpoch(claim.created_us, owner, claim.stream_created, claim.server_start, "", reason)
+        began = await self._insert(tx, seen, new)
+        assert began, "the advisory lock is held by all who begin an epoch"
+
+    async def known(self) -> tuple[EpochRow | None, str | None]:
+        """The newest epoch and the data directory of its NATS, of a database that may lack even the tables."""
+        if not await self.db.fetchval(self.db.queries["relation_exists"], f"{self.db.names.schema('agents')}.epochs"):
+            return None, None
+        rows = await self.epochs()
+        return (rows[-1] if rows else None), await self.db.fetchval(self.db.queries["home"])
 
     async def heartbeats(self) -> list[FlusherRow]:
         """All flushers that ever committed, the latest first."""
@@ -100,3 +107,21 @@ class EpochTable:
         await tx.execute("SET LOCAL statement_timeout = 0")
         await tx.execute(queries["restamp"], seen[0], seen[0] + 1, new.from_us, timeout_ms=_RESTAMP_MS)
         return True
+
+
+def refused(claim: Claim, newest: EpochRow | None, home: str | None) -> bool:
+    """Whether a stream without an epoch of its own must not have this database (rule 8).
+
+    Created anew, or another NATS? Nothing in a new stream tells. It is the same NATS when its neighbours, the other two
+    buckets, name this very store; when its server has not been restarted since it was flushed from; or when it is the
+    embedded one of the same data directory. Names that people give to servers prove nothing: two machines may well
+    use the same ones.
+    """
+    if newest is None:
+        return bool(claim.store_ids)
+    if newest.stream_created == claim.stream_created:
+        return False
+    if claim.store_ids:
+        return {UUID(store_id) for store_id in claim.store_ids} != {UUID(newest.store_id)}
+    same_start = bool(claim.server_start) and newest.incarnation == claim.server_start
+    return not (same_start or (bool(claim.home) and claim.home == home))

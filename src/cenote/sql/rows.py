@@ -79,6 +79,17 @@ class NewEpoch(NamedTuple):
     reason: str
 
 
+class Claim(NamedTuple):
+    """What a stream brings forward to be the one of a database: the ids of stores that it or its neighbours name, the
+    start of its server, and the data directory of an embedded one ("" for others)."""
+
+    stream_created: str
+    created_us: int
+    store_ids: frozenset[str]
+    server_start: str
+    home: str
+
+
 class FlusherRow(NamedTuple):
     """One row of `agents.flushers`; `committed_us` is PostgreSQL's clock, `age_ms` the time since, by that
     clock."""

@@ -63,3 +63,14 @@ SELECT EXISTS (
 SELECT max(high_water), (extract(epoch FROM max(kv_time)) * 1000000)::bigint
   FROM {agents}.flushers
  WHERE epoch = $1
+
+-- name: home
+-- why: the data directory of the embedded NATS whose stream is flushed here; another one's stream is refused (rule 8).
+-- index: meta_pkey
+SELECT value FROM {agents}.meta WHERE name = 'kv_home'
+
+-- name: remember_home
+-- why: see above; empty for a NATS that was given by URL.
+-- index: meta_pkey
+INSERT INTO {agents}.meta AS m (name, value) VALUES ('kv_home', $1)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
