@@ -16,7 +16,8 @@ FOREVER = float("inf")
 
 class Op(NamedTuple):
     """One operation on one key. A write's `value` is what it wrote, None = delete; a read's is what it returned,
-    None = absent. `end` is FOREVER while nobody knows whether it took effect."""
+    None = absent. `end` is FOREVER while nobody knows whether it took effect. A write is `lost` when it was
+    acknowledged and a rewind of the servers may have undone it: it is seen or not, but never after what came later."""
 
     kind: str
     key: str
@@ -24,6 +25,7 @@ class Op(NamedTuple):
     begin: float
     end: float
     session: str
+    lost: bool = False
 
 
 class Journal:
@@ -91,7 +93,7 @@ def violations(history: Iterable[Op], *, lag_s: float = 0.0, exact: tuple[str, .
         """Whether the write was over, and this read's process must have heard of it."""
         process = one.session.partition(".")[0]
         at_once = process in exact or process == write.session.partition(".")[0]
-        return write.end < one.begin - (0.0 if at_once else lag_s)
+        return not write.lost and write.end < one.begin - (0.0 if at_once else lag_s)
 
     return [found for ops in by_key.values() for found in _of_key(ops, known)]
 
