@@ -76,7 +76,7 @@ async def _connected(config: Config, servers: Servers | None) -> Machines:
         undo.push_async_callback(core.close)
         await core.start()
         if sql_known:
-            await belongs(core.table, core.epochs)
+            await belongs(core.table, core.epochs, core.stream)
         machines = build(core)
         if machines.flusher is not None:
             machines.flusher.start()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from cenote.config import Config
-from cenote.engine.epoch import STORE_KEY, Epochs
+from cenote.engine.epoch import AWAY_KEY, STORE_KEY, Epochs
 from cenote.errors import SetupError
 from cenote.kv.bucket import Buckets, StreamInfo, ensure, stream_info, update_metadata
 from cenote.kv.clock import parse_time_us
@@ -82,17 +82,20 @@ async def agree(link: Link, table: StateTable, names: Names, deadline_ms: int) -
         raise stranger
 
 
-async def belongs(table: StateTable, epochs: Epochs) -> EpochRow:
-    """The newest epoch of the database, which must be of the stream's own store.
+async def belongs(table: StateTable, epochs: Epochs, stream: StateStream) -> EpochRow:
+    """The newest epoch of the database, which must be of the stream's own store. A stream whose database was given to
+    another one is marked, so that those who never talk to PostgreSQL learn it as well.
 
     Raises:
         SetupError: the database belongs to another store, or to none.
         UnavailableError: PostgreSQL cannot be reached.
     """
     rows = await table.epochs()
-    if not rows or UUID(rows[-1].store_id) != UUID(epochs.store_id):
-        raise _strangers(frozenset({epochs.store_id}), rows[-1] if rows else None)
-    return rows[-1]
+    if rows and UUID(rows[-1].store_id) == UUID(epochs.store_id):
+        return rows[-1]
+    if UUID(epochs.store_id) in {UUID(row.store_id) for row in rows}:
+        await stream.update_metadata({AWAY_KEY: rows[-1].store_id})
+    raise _strangers(frozenset({epochs.store_id}), rows[-1] if rows else None)
 
 
 async def settle(
@@ -115,12 +118,21 @@ async def settle(
         await _adopted(table, found.epochs, before)
     buckets = await ensure(link, names, config.kv, session_ttl_s=config.session.ttl_s, cache_ttl_s=config.cache.ttl_s)
     info = buckets.state
+    _stays(info)
     epochs = Epochs.from_metadata(info.metadata, info.created)
     if epochs is None:
         epochs = await _begun(table, _claim(link, info, set(found.claim.store_ids)))
         info = await stream.update_metadata(epochs.metadata())
     await _mark(link, buckets, epochs.store_id)
     return epochs, info
+
+
+def _stays(info: StreamInfo) -> None:
+    if info.metadata.get(AWAY_KEY):
+        raise SetupError(
+            f"the PostgreSQL of this NATS was given to another NATS, as store {info.metadata[AWAY_KEY]}",
+            hint="use that one; to bring over what this one holds, open it with an empty PostgreSQL: cenote adopt",
+        )
 
 
 async def _begun(table: StateTable, claim: Claim) -> Epochs:

@@ -125,8 +125,10 @@ class Core:
 
     async def start(self) -> None:
         """Find or create the bucket, learn the epochs, begin to probe."""
+        generation = self.link.generation
         info = await self._settle()
         self._learn(info)
+        self.stream.trust(generation)
         self.link.on_connect.append(self._reconnected)
         self.link.on_disconnect.append(self.durability.disconnected)
         self._probe_task = asyncio.create_task(self._probe(), name="cenote-probe")
@@ -274,11 +276,12 @@ class Core:
             info = None  # somebody deleted the bucket
         except TimeoutError as error:
             raise UnavailableError("the stream's leader does not answer", tier="DISTRIBUTED_KV") from error
-        if info is None or Epochs.from_metadata(info.metadata, info.created) != self.epochs:
+        if info is None or self.epochs.differ(info.metadata, info.created):
             info = await self._settle()
             self.coherence.begin(info.last_seq)  # another stream counts anew
             self.coherence.gap()
         self._learn(info)
+        self.stream.trust(generation)
         consumer = None if self.durable_name is None else await self.consumer(self.durable_name)
         # Without a durable nobody can say what is flushed: everything may be dirty (I8).
         self.backlog = info.messages if consumer is None else consumer.pending + consumer.ack_pending
@@ -286,9 +289,15 @@ class Core:
             self.coherence.probed(info.last_seq)
 
     async def _settle(self) -> StreamInfo:
-        epochs, info = await settle(
-            self.link, self.stream, self.table, self.names, self.config, before=self.epochs.store_id
-        )
+        self.db.store_id = None  # if it was given to this stream, its newest store is another one than before
+        try:
+            epochs, info = await settle(
+                self.link, self.stream, self.table, self.names, self.config, before=self.epochs.store_id
+            )
+        except SetupError as stranger:
+            self.stream.distrust(stranger)
+            raise
+        self.db.store_id = epochs.store_id
         if epochs != self.epochs and self.epochs.created:
             log.warning("epoch %d begins: the stream of %s is another one", epochs.newest, info.created)
         self.epochs = epochs

@@ -15,6 +15,8 @@ STORE_KEY = "cenote.store"
 CREATED_KEY = "cenote.created"
 EPOCHS_KEY = "cenote.epochs"
 DURABLE_KEY = "cenote.durable"
+AWAY_KEY = "cenote.away"
+"""The store that this stream's database was given to, by `cenote adopt`, together with another stream."""
 
 
 class Epochs(NamedTuple):
@@ -47,6 +49,10 @@ class Epochs(NamedTuple):
             CREATED_KEY: self.created,
             EPOCHS_KEY: ",".join(f"{number}:{start}" for number, start in pairs),
         }
+
+    def differ(self, metadata: dict[str, str], created: str) -> bool:
+        """Whether the stream says anything else of itself, or that its database was given away."""
+        return bool(metadata.get(AWAY_KEY)) or self.from_metadata(metadata, created) != self
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], created: str) -> Self | None:

@@ -39,7 +39,7 @@ class Flusher:
         told = ""
         while True:
             try:
-                if self._core.link.connected and await self._lease.acquire(self._board):
+                if self._core.link.connected and self._core.stream.ours and await self._lease.acquire(self._board):
                     told = ""
                     await self._work()
             except (CenoteError, TimeoutError) as error:
@@ -59,5 +59,5 @@ class Flusher:
         finally:
             self.shift = None
             self._core.durability.hurry = None
-            if self._core.link.connected:
+            if self._core.link.connected and self._core.stream.ours:
                 await self._lease.release()

@@ -48,7 +48,7 @@ async def recover(link: Link, table: StateTable, names: Names, config: Config) -
     """
     stream = StateStream(link, names)
     epochs, info = await settle(link, stream, table, names, config)
-    guard = await _take_over(table, epochs)
+    guard = await _take_over(table, epochs, stream)
     recovered = Recovered()
     async for batch in _batches(stream, epochs, names):
         await _commit(table, batch, guard, epochs, recovered)
@@ -59,10 +59,10 @@ async def recover(link: Link, table: StateTable, names: Names, config: Config) -
     return recovered
 
 
-async def _take_over(table: StateTable, epochs: Epochs) -> Guard:
+async def _take_over(table: StateTable, epochs: Epochs, stream: StateStream) -> Guard:
     """An incarnation of our own: whoever flushes under another one from now on is refused, and so are we when somebody
     takes over from us (F-inc)."""
-    newest = await belongs(table, epochs)
+    newest = await belongs(table, epochs, stream)
     guard = Guard(newest.epoch, f"recovery-{new_writer_id()}")
     if not await table.set_incarnation(newest.epoch, newest.incarnation or "", guard.incarnation):
         raise _overtaken()

@@ -130,7 +130,7 @@ class Shift:
     async def _begin(self) -> None:
         """F-gen: every server start and every epoch has a durable of its own, so that old acks have no address."""
         core = self._core
-        newest = await belongs(core.table, self._epochs)
+        newest = await belongs(core.table, self._epochs, core.stream)
         if newest.epoch != self._guard.epoch or not await core.table.set_incarnation(
             newest.epoch, newest.incarnation or "", self._guard.incarnation
         ):
@@ -299,6 +299,8 @@ class Shift:
         while True:
             if core.link.generation != self._generation or not core.link.connected:
                 raise ShiftOver("the connection is another one")
+            if not core.stream.ours:
+                raise ShiftOver("the stream is another store's")
             if core.epochs != self._epochs:
                 raise ShiftOver("the epoch is another one")
             await self._keep_durable()

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cenote import limits
-from cenote.errors import ConsistencyError, RejectedError
+from cenote.errors import ConsistencyError, RejectedError, SetupError
 from cenote.kv.bucket import StreamInfo, stream_info, update_metadata
 from cenote.kv.clock import parse_time_us
 from cenote.kv.errors import JsNotFound, NotSent, TooManyResults, js_error
@@ -36,6 +36,32 @@ class StateStream:
         self._timeout_ms = timeout_ms
         self._direct = b"$JS.API.DIRECT.GET." + self.name.encode()
         self._direct_key = self._direct + b"."
+        self._trusted: int | None = None  # over this connection it has named our store; None: nobody asks
+        self._stranger: SetupError | None = None
+
+    # --- whose it is -------------------------------------------------------------------------------
+
+    def trust(self, generation: int) -> None:
+        """Over this connection the stream was found to be our store's. From the first call on every connection needs
+        one: what answers at an address after a reconnect may be another NATS (rule 8)."""
+        self._trusted, self._stranger = generation, None
+
+    def distrust(self, why: SetupError) -> None:
+        """Nothing is written to it, and nothing of it believed, before it is trusted again."""
+        self._trusted, self._stranger = -1, why
+
+    @property
+    def ours(self) -> bool:
+        """Whether it may be used over the present connection."""
+        return self._trusted is None or self._trusted == self.link.generation
+
+    def demand_ours(self) -> None:
+        """Raises SetupError when it is another store's, NotSent while that is not known."""
+        if self.ours:
+            return
+        if self._stranger is not None:
+            raise SetupError(str(self._stranger.args[0]), hint=self._stranger.hint)
+        raise NotSent("the NATS that answers has not yet shown that it is this store's", tier="DISTRIBUTED_KV")
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -52,6 +78,8 @@ class StateStream:
         """
         if expected is not None:
             header += _EXPECTED % expected
+        if self._trusted != self.link.generation:
+            self.demand_ours()
         return self.link.request(subject, header, payload, timeout_ms)
 
     async def publish(
@@ -72,6 +100,7 @@ class StateStream:
         Raises:
             NotSent: the facts were read under another connection than the present one.
         """
+        self.demand_ours()
         if self.link.generation != generation:
             raise NotSent("reconnected since the sequence was read", tier="DISTRIBUTED_KV")
         answer = await self.link.api(f"STREAM.PURGE.{self.name}", {"seq": sequence}, self._timeout_ms)
@@ -81,11 +110,15 @@ class StateStream:
 
     async def get(self, subject: bytes, timeout_ms: int | None = None) -> Message | None:
         """The live entry, from whichever replica answers first."""
+        if self._trusted != self.link.generation:
+            self.demand_ours()
         reply = await self.link.request(self._direct_key + subject, b"", b"", timeout_ms or self._timeout_ms)
         return message_of(reply)
 
     def get_nowait(self, subject: bytes, timeout_ms: int) -> asyncio.Future[Reply]:
         """The same for pipelining; `message_of` reads the answer."""
+        if self._trusted != self.link.generation:
+            self.demand_ours()
         return self.link.request(self._direct_key + subject, b"", b"", timeout_ms)
 
     async def leader_get(self, subject: str) -> Message | None:
@@ -103,6 +136,7 @@ class StateStream:
         return None if message is None else message.sequence
 
     async def _leader_get(self, body: dict[str, Any]) -> Message | None:
+        self.demand_ours()
         try:
             answer = await self.link.api(f"STREAM.MSG.GET.{self.name}", body, self._timeout_ms)
         except JsNotFound as error:
@@ -164,6 +198,7 @@ class StateStream:
 
     async def _batch(self, body: dict[str, Any]) -> tuple[list[Message], bytes | None]:
         """Messages and closing status of a direct get with many answers; None when nothing was found."""
+        self.demand_ours()
         parts = await self.link.request_many(self._direct, json.dumps(body).encode(), self._timeout_ms)
         end = parts.pop().header
         status = end[9:12]

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 import asyncpg
 
@@ -87,6 +88,7 @@ class Database:
         self.retry = retry
         self.names = names
         self.queries = Queries(names)
+        self.store_id: str | None = None  # whose database it must be; None: not known, or not asked
         self.server_version: tuple[int, int] | None = None  # of the server that the pool connected to first
         self._application_name = application_name
         self._opening = asyncio.Lock()
@@ -213,6 +215,7 @@ class Database:
             max_size=self.config.pool_max,
             max_inactive_connection_lifetime=self.config.idle_timeout_s,
             connection_class=_Connection,
+            init=self._must_be_ours,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=ANSWER_TIMEOUT_S,
             target_session_attrs=None if "target_session_attrs" in url else "read-write",
@@ -222,6 +225,23 @@ class Database:
             version = con.get_server_version()
             self.server_version = (version.major, version.minor or version.micro)  # asyncpg calls 18.6 18.0.6
         return pool
+
+    async def _must_be_ours(self, con: asyncpg.Connection) -> None:
+        """Each new connection: an address may lead to another PostgreSQL by now, and a process that never flushes has
+        not compared the two before its first read (rule 8)."""
+        if self.store_id is None:
+            return
+        try:
+            found = await con.fetchval(self.queries["newest_store"])
+        except asyncpg.UndefinedTableError:
+            found = None
+        if found is None or UUID(found) != UUID(self.store_id):
+            named = found or "none yet"
+            raise SetupError(
+                f"this PostgreSQL belongs to store {named}, this process to store {self.store_id}",
+                tier=TIER,
+                hint="give it its own sql.url again, or join the two for good: cenote adopt",
+            )
 
     async def _acquired(self, pool: Any, timeout_ms: float | None) -> Any:
         limit_s = self.config.acquire_timeout_s

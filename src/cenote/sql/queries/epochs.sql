@@ -74,3 +74,8 @@ SELECT value FROM {agents}.meta WHERE name = 'kv_home'
 -- index: meta_pkey
 INSERT INTO {agents}.meta AS m (name, value) VALUES ('kv_home', $1)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
+
+-- name: newest_store
+-- why: whose database it is, asked of each new connection (rule 8).
+-- index: epochs_pkey
+SELECT store_id::text FROM {agents}.epochs ORDER BY epoch DESC LIMIT 1
