@@ -20,6 +20,7 @@ from cenote.engine.belonging import belongs
 from cenote.engine.core import Core
 from cenote.engine.epoch import DURABLE_KEY
 from cenote.engine.evictor import Evictor
+from cenote.engine.incarnation import incarnation
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
 from cenote.engine.registrar import Registrar
@@ -60,8 +61,8 @@ class Shift:
         self._config = core.config.flush
         self._generation = core.link.generation
         self._epochs = core.epochs
-        self._guard = Guard(core.epochs.newest, core.link.server_id)
-        self.durable = f"flush_{core.epochs.newest}_{core.link.server_id[:12]}"
+        self._guard = Guard(core.epochs.newest, "")
+        self.durable = ""
         self._prefix_length = len(core.stream.prefix)
         self._inbox: list[Delivery] = []
         self._inbox_since = 0.0
@@ -130,6 +131,11 @@ class Shift:
     async def _begin(self) -> None:
         """F-gen: every server start and every epoch has a durable of its own, so that old acks have no address."""
         core = self._core
+        start = incarnation(core.link, await core.stream.info())
+        if not start or core.link.generation != self._generation:
+            raise ShiftOver("the connection is another one")
+        self._guard = self._guard._replace(incarnation=start)
+        self.durable = f"flush_{self._guard.epoch}_{start[:12]}"
         newest = await belongs(core.table, self._epochs, core.stream)
         if newest.epoch != self._guard.epoch or not await core.table.set_incarnation(
             newest.epoch, newest.incarnation or "", self._guard.incarnation

@@ -1,0 +1,13 @@
+"""Which start of the KV server the entries come from (flow rule 4, F-gen and F-inc).
+
+A server that starts may have lost what it had not synced, so each start is an incarnation of its own: flushes are
+bound to one, and so are a durable consumer and what is known to be mended.
+"""
+
+from cenote.kv.bucket import StreamInfo
+from cenote.kv.link import Link
+
+
+def incarnation(link: Link, info: StreamInfo) -> str:
+    """The incarnation that answered `info` on the present connection of `link`; "" if that is another one by now."""
+    return link.server_id if info.generation == link.generation else ""
