@@ -183,13 +183,13 @@ class AgentState:
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
             window = contents[start : start + limits.PUT_MANY_WINDOW]
-            writes = [self._machines.writer.write(target, content) for target, content in window]
+            writes = [self._write(target, content) for target, content in window]
             outcomes = await asyncio.gather(*writes, return_exceptions=True)
             for (target, _), outcome in zip(window, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     failed[target.key] = outcome
                 else:
-                    done[target.key] = self._receipt(target, outcome)
+                    done[target.key] = outcome
         if failed:
             error = PartialError(f"{len(failed)} of {len(contents)} writes failed", done=done, failed=failed)
             raise error from next(iter(failed.values()))
@@ -199,6 +199,10 @@ class AgentState:
 
     async def get(self, key: str, default: Any = None, *, into: type[Any] | None = None) -> Any:
         """The value, the caller's own copy; `default` when the key is absent, deleted or expired.
+
+        This process's own writes are seen at once, others' as soon as they are announced: usually within milliseconds,
+        within 2 s if the announcement is lost. While NATS is silent, what memory holds is served for up to
+        `memory.ttl_s`; `entry` says so by `.stale` after 3 s.
 
         Raises:
             UnavailableError: no tier that could know it answered within `kv.deadline_ms`.
@@ -320,6 +324,10 @@ class AgentState:
 
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
+
+    async def _write(self, target: Target, content: Content) -> Receipt:
+        """A receipt is bound to the connection of its own ack, not to that of the last of many (F-conn)."""
+        return self._receipt(target, await self._machines.writer.write(target, content))
 
     def _receipt(self, target: Target, stored: Stored) -> Receipt:
         return Receipt(target, stored, self._core)

@@ -59,9 +59,11 @@ class Barrier:
             start = info.last_seq
         await self._floor_reaches(start)
         await self._committed(await self._live(">", start + 1))
+        self._same_connection()
 
     async def _agent(self, agent: keys.AgentRef) -> None:
         await self._committed(await self._live(f"{agent.token}.>", 1))
+        self._same_connection()
 
     async def _live(self, suffix: str, from_sequence: int) -> Wanted:
         core = self._core

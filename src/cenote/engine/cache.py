@@ -10,8 +10,9 @@ The KV stream is authoritative. Three things keep a copy here honest:
 Instead of a set of keys being read, events bump one of 8,192 counters chosen by the key's hash: a fill whose counter
 moved is not admitted. Two keys sharing a counter cost a needless refusal, never a stale fill.
 
-Staleness bound: while the feed is connected, a copy is at most one probe (1 s) plus the feed's delay behind; after 3 s
-of silence reads are marked stale and served for at most `memory.ttl_s`.
+Staleness bound: a copy is behind by the feed's delay; if an event was lost, until the next event shows the hole or, at
+the end of the stream, for two probes (2 s). Without an answer of the leader for 3 s a copy is served, marked as stale
+in its `Entry`, for at most `memory.ttl_s` since it was read.
 """
 
 import time
@@ -86,9 +87,10 @@ class Cache:
         is held, an event by another process leaves no trace but its count."""
         self._events[ticket.counter] += 1
         slot = self._slots.get(subject)
-        if slot is None:
-            untouched = self._foreign[ticket.counter] == ticket.foreign and self._clears == ticket.clears
-            if untouched:
+        if self._clears != ticket.clears:
+            self._remove(subject)  # acknowledged before a reconnect, it may be lost by now (F-conn)
+        elif slot is None:
+            if self._foreign[ticket.counter] == ticket.foreign:
                 self._install(subject, stored)
         elif slot[0].version < stored.version:
             self._install(subject, stored)

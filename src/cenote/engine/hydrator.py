@@ -37,6 +37,7 @@ class Hydrator:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._copies = 0
 
     async def believed(self, target: Target) -> tuple[Stored, int] | None:
         """The believed state of one key, present in KV under `.sequence`, and the connection's generation.
@@ -54,27 +55,24 @@ class Hydrator:
                     return stored, generation
             row = await core.table.read(target.agent.id, target.row_key)
             known = ABSENT if row is None else entries.from_row(row)
-            sequence = await self.install(
-                target.wire,
-                known,
-                t0_ms=t0_ms,
-                over=0 if message is None else message.sequence,
-                generation=generation,
-            )
+            over = 0 if message is None else message.sequence
+            copy = await self.install(target.wire, known, t0_ms=t0_ms, over=over, generation=generation)
             young = (time.monotonic() - started) * 1000 < limits.EVICT_AGE_MIN_MS
-            if sequence is not None and young:
-                return known._replace(sequence=sequence), generation
+            if copy is not None and young:
+                return copy, generation
         return None
 
-    async def install(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> int | None:
-        """Publish a clean copy over the sequence `over` (0: nothing); its sequence, or None if someone was faster
-        or the connection is another one by now (F-conn)."""
+    async def install(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> Stored | None:
+        """Publish a clean copy over the sequence `over` (0: nothing); what KV then holds, or None if someone was
+        faster or the connection is another one by now (F-conn)."""
         core = self._core
         if points.armed:
             await points.hit("hydrate.read")
         if core.link.generation != generation:
             return None
-        header = entries.clean_header(stored, t0_ms, f"{core.writer_id}-h.0")
+        self._copies += 1
+        copy = stored._replace(clean=True, t0_ms=t0_ms, op=f"{core.writer_id}-h.{self._copies:x}")
+        header = entries.clean_header(stored, t0_ms, copy.op)
         body = b"" if stored.deleted else stored.body
         timeout_ms = core.config.kv.request_timeout_ms
         try:
@@ -84,7 +82,7 @@ class Hydrator:
         core.counts.hydrated += not stored.deleted
         if points.armed:
             await points.hit("hydrate.installed")
-        return sequence
+        return copy._replace(sequence=sequence)
 
     async def offer(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> None:
         """Try to make a read's next one quicker; that it cannot be done never fails the read (flow rule 17)."""
@@ -131,6 +129,6 @@ class Hydrator:
         """Publish clean copies at once: as many as the connection's write buffer surely takes."""
         installs = [self.install(wire, stored, t0_ms=t0_ms, over=0, generation=generation) for wire, stored in window]
         with reading():
-            sequences = await asyncio.gather(*installs)
-        new = [stored for (_, stored), sequence in zip(window, sequences, strict=True) if sequence is not None]
+            copies = await asyncio.gather(*installs)
+        new = [copy for copy in copies if copy is not None]
         return Counter(keys=len(new), bytes=sum(len(stored.body) for stored in new))

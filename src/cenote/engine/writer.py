@@ -44,11 +44,17 @@ class _Sent(NamedTuple):
 
 
 class Base(NamedTuple):
-    """What a compare-and-set builds on: the believed state of a key, and the sequence that holds it in KV now."""
+    """What a compare-and-set builds on: the entry that KV holds, and the connection under which its sequence means it
+    (F-conn)."""
 
-    stored: Stored | None
-    sequence: int
+    held: Stored
+    live: bool
     generation: int
+
+    @property
+    def stored(self) -> Stored | None:
+        """The state of the key; None when there is none, or it is deleted or expired."""
+        return self.held if self.live else None
 
 
 class Writer:
@@ -123,6 +129,8 @@ class Writer:
             OutcomeUnknownError: an answer was lost and the leader shows neither this write nor `base`.
         """
         core = self._core
+        if points.armed:
+            await points.hit("write.compared")
         header = _header(content, operation)
         sent = self._begin(target)
         lost = False
@@ -132,8 +140,10 @@ class Writer:
                 try:
                     if lost or core.link.generation != base.generation:
                         base = await self._again(target, base, operation, lost, timeout_ms)
+                        if core.link.generation != base.generation:
+                            continue
                     reply = await core.stream.publish_nowait(
-                        target.wire, header, content.body, timeout_ms, base.sequence
+                        target.wire, header, content.body, timeout_ms, base.held.sequence
                     )
                     return self._done(target, content, sequence_of(reply), operation, sent)
                 except _DoneBefore as done:
@@ -177,8 +187,7 @@ class Writer:
                         found = await self._hydrator.believed(target)
                 if found is not None:
                     stored, generation = found
-                    live = None if core.gone(stored) else stored
-                    return Base(live, stored.sequence, generation)
+                    return Base(stored, not core.gone(stored), generation)
                 await backoff.pause(UnavailableError("the hydration of a key was overtaken again and again"))
             except TimeoutError as error:
                 words = "what the key holds could not be read in time"
@@ -199,8 +208,6 @@ class Writer:
             actual = None if base.stored is None else base.stored.version
             if actual != expected:
                 raise _conflict(target, expected, actual)
-            if points.armed:
-                await points.hit("write.compared")
             stored = await self.replace(target, base, content, operation, backoff)
             if stored is not None:
                 return stored
@@ -210,15 +217,19 @@ class Writer:
         return self._operation()
 
     async def _again(self, target: Target, base: Base, operation: str, lost: bool, timeout_ms: int) -> Base:
-        """Read `base` again at the leader; it must be the same entry, or the operation itself, or we cannot know."""
+        """Read `base` again at the leader; it must be the same entry, or the operation itself, or we cannot know.
+
+        A number proves nothing here: a server that lost its tail has given it to another entry (F-conn). Each entry
+        bears an operation id of its own, a copy made by a hydration too.
+        """
         core = self._core
         generation = core.link.generation
         found = await core.leader(target, timeout_ms)
         if found is not None and found.op == operation:
             raise _DoneBefore(found.sequence)
-        if found is None or base.sequence != found.sequence:
+        if found is None or not _same(found, base.held):
             raise _unknown(target) if lost else WrongSequence(400, 10071, "the key has changed")
-        return Base(base.stored, base.sequence, generation)
+        return base._replace(generation=generation)
 
     async def _settle(self, target: Target, operation: str, backoff: Backoff, cause: BaseException | None) -> int:
         """After a lost answer: the sequence under which the leader holds this very operation."""
@@ -254,6 +265,8 @@ class Writer:
             core.own_sequence = sequence
         if sent.ticket is not None:
             core.cache.own_write(target.subject, stored, sent.ticket)
+        elif core.coherence.listening:  # since it was sent; a read may have found what was there before
+            core.cache.forget(target.subject)
         core.counts.writes += 1
         return stored
 
@@ -267,6 +280,13 @@ class _DoneBefore(Exception):
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
+
+
+def _same(found: Stored, held: Stored) -> bool:
+    """Whether two looks at a key met the same message."""
+    return (found.sequence, found.op, found.written_us, found.t0_ms) == (
+        held.sequence, held.op, held.written_us, held.t0_ms,
+    )  # fmt: skip
 
 
 def _unknown(target: Target) -> OutcomeUnknownError:
