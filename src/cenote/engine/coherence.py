@@ -1,7 +1,15 @@
 """L1's coherence: follow every write of the stream, and know when one was missed (I4; flow rule 10).
 
-The stream's leader is authoritative for what was written; the republish feed only tells of it, at most once. What the
-feed has shown is compared with the leader's last sequence at every probe; a difference drops L1 and tells the watches.
+The stream's leader is authoritative for what was written; the republish feed only tells of it, at most once. Two
+checks find what it did not tell, and either drops L1 and tells the watches:
+
+- *a hole*: every stored message is republished, those of an atomic batch one by one, while refused writes, deletes of
+  single messages, purges and expiry use up no sequence (seen on nats-server 2.15). So each event bears the sequence
+  after the one before; only a purge beyond the stream's end skips numbers, which then counts as a hole.
+- *a lost end*: at each probe the leader's last sequence of the probe before must have been shown.
+
+Both count from a baseline that belongs to one connection (F-conn): after a reconnect L1 is not used before the leader
+has been asked anew.
 """
 
 import asyncio
@@ -12,7 +20,7 @@ from cenote import limits
 from cenote.engine import entries
 from cenote.engine.cache import Cache
 from cenote.engine.epoch import Epochs
-from cenote.errors import CenoteError
+from cenote.errors import CenoteError, UnavailableError
 from cenote.kv.message import Message, republished
 from cenote.kv.stream import StateStream
 from cenote.kv.watch import Feed
@@ -26,8 +34,8 @@ class Coherence:
     """What keeps one process's L1 and watches up with the stream.
 
     Attributes:
-        listening: whether the feed is followed; only then may L1 be asked.
-        seen: the highest sequence that the feed has shown.
+        listening: whether the feed is followed from a known sequence on; only then may L1 be asked.
+        seen: the highest sequence that the feed has shown on this connection, or need not show.
         gaps: how often something was missed.
     """
 
@@ -61,25 +69,35 @@ class Coherence:
             if self._feed is None:  # an earlier try may have failed below
                 self._feed = Feed(self._stream.link, self._names, self._event)
             # On one connection the server handles SUB before the request that follows it.
+            generation = self._stream.link.generation
             info = await self._stream.info()
-            self.begin(info.last_seq)
-            self._until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
-            self.listening = True
+            if self._stream.link.generation != generation:
+                raise UnavailableError("NATS was replaced while L1 began to listen", tier="DISTRIBUTED_KV")
+            self.probed(info.last_seq)
 
     def close(self) -> None:
         """Follow no more."""
         if self._feed is not None:
             self._feed.close()
 
-    def begin(self, last_sequence: int) -> None:
-        """Whatever came before `last_sequence` is not waited for."""
-        self.seen = self._owed = last_sequence
+    def restart(self) -> None:
+        """Another connection, or another stream: what was seen says nothing about it."""
+        self.listening = False
+        self.seen = 0
+        self.gap()
 
     def probed(self, last_sequence: int) -> None:
         """The leader has said what it holds: everything that it held at the probe before must have been shown."""
-        if self.seen < self._owed:
-            self.gap()
+        if self._feed is None:
+            return
+        if not self.listening:
+            self.seen = max(self.seen, last_sequence)  # an event may have overtaken the answer
+            self.listening = True
+        elif last_sequence < self._owed:
+            self.restart()  # the stream has lost its end
+        elif self.seen < self._owed:
             self.seen = self._owed
+            self.gap()
         self._owed = last_sequence
         self._until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
 
@@ -91,8 +109,12 @@ class Coherence:
             tell()
 
     def _event(self, subject: str, sequence: int, header: bytes, payload: bytes) -> None:
-        if sequence > self.seen:
+        if sequence == self.seen + 1:
             self.seen = sequence
+        elif sequence > self.seen:
+            self.seen = sequence
+            if self.listening:
+                self.gap()
         held = None
         if self._own_mark in header:
             self._cache.own_event(subject, sequence)

@@ -250,7 +250,7 @@ class Core:
     # --- the probe ------------------------------------------------------------------------------------------
 
     def _reconnected(self) -> None:
-        self.coherence.gap()
+        self.coherence.restart()
         self._probe_now.set()
 
     async def _probe(self) -> None:
@@ -278,14 +278,13 @@ class Core:
             raise UnavailableError("the stream's leader does not answer", tier="DISTRIBUTED_KV") from error
         if info is None or self.epochs.differ(info.metadata, info.created):
             info = await self._settle()
-            self.coherence.begin(info.last_seq)  # another stream counts anew
-            self.coherence.gap()
+            self.coherence.restart()
         self._learn(info)
         self.stream.trust(generation)
         consumer = None if self.durable_name is None else await self.consumer(self.durable_name)
         # Without a durable nobody can say what is flushed: everything may be dirty (I8).
         self.backlog = info.messages if consumer is None else consumer.pending + consumer.ack_pending
-        if self.coherence.listening and self.link.generation == generation:
+        if self.link.generation == generation:
             self.coherence.probed(info.last_seq)
 
     async def _settle(self) -> StreamInfo:
