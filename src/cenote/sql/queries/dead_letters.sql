@@ -3,7 +3,7 @@
 -- name: quarantine
 -- why: the row is advanced and the letter written together or not at all (rule 14), under the guard and with the
 -- why: heartbeat of a flush; parameters as in flush_any.
--- index: epochs_pkey, state_pkey, flushers_pkey
+-- index: epochs_pkey, state_pkey, flushers_pkey, flush_head_pkey, flush_log_pkey
 WITH guard AS MATERIALIZED (
   SELECT epoch FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
 ), applied AS (
@@ -35,6 +35,16 @@ WITH guard AS MATERIALIZED (
                         THEN greatest(f.kv_time, excluded.kv_time) ELSE excluded.kv_time END,
          commits = f.commits + 1, rows = f.rows + excluded.rows, violations = excluded.violations,
          stats = coalesce(excluded.stats, f.stats)
+  RETURNING 1
+), head AS (
+  INSERT INTO {agents}.flush_head AS h (one, number, committed_at)
+  SELECT true, 1, clock_timestamp() WHERE EXISTS (SELECT FROM applied) AND EXISTS (SELECT FROM beat)
+  ON CONFLICT (one) DO UPDATE SET number = h.number + 1, committed_at = clock_timestamp()
+  RETURNING number, committed_at
+), logged AS (
+  INSERT INTO {agents}.flush_log (number, committed_at, agent_ids, keys)
+  SELECT number, committed_at, agent_ids, keys
+    FROM head, (SELECT array_agg(agent_id) AS agent_ids, array_agg(key) AS keys FROM applied) AS a
 )
 SELECT EXISTS (SELECT FROM guard) AS held,
        (SELECT count(*) FROM applied) AS applied,

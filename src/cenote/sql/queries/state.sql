@@ -8,7 +8,9 @@
 -- why: over the CTE is a one-time filter: the guard is taken before the first row is looked at.
 -- why: Columns travel as joined text, which costs asyncpg a third of an array and the server no more (measured);
 -- why: uuids do not, for their text form is dear to parse. $8 … $12 are NULL when the whole batch has the default.
--- index: epochs_pkey, state_pkey, flushers_pkey
+-- why: The commit takes its number last of all, after its heartbeat: from then on it holds back other commits until it
+-- why: is over, and all take these locks in one order. What changed nothing has no number.
+-- index: epochs_pkey, state_pkey, flushers_pkey, flush_head_pkey, flush_log_pkey
 WITH guard AS MATERIALIZED (
   SELECT epoch FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
 ), applied AS (
@@ -25,7 +27,7 @@ WITH guard AS MATERIALIZED (
          kv_time = excluded.kv_time, deleted = excluded.deleted, quarantined = excluded.quarantined,
          expires_at = excluded.expires_at, updated_at = excluded.updated_at
    WHERE (s.epoch, s.version) < (excluded.epoch, excluded.version)
-  RETURNING 1
+  RETURNING s.agent_id, s.key
 ), beat AS (
   INSERT INTO {agents}.flushers AS f
          (flusher_id, store_id, epoch, high_water, kv_time, committed_at, commits, rows, violations, stats)
@@ -40,6 +42,16 @@ WITH guard AS MATERIALIZED (
                         THEN greatest(f.kv_time, excluded.kv_time) ELSE excluded.kv_time END,
          commits = f.commits + 1, rows = f.rows + excluded.rows, violations = excluded.violations,
          stats = coalesce(excluded.stats, f.stats)
+  RETURNING 1
+), head AS (
+  INSERT INTO {agents}.flush_head AS h (one, number, committed_at)
+  SELECT true, 1, clock_timestamp() WHERE EXISTS (SELECT FROM applied) AND EXISTS (SELECT FROM beat)
+  ON CONFLICT (one) DO UPDATE SET number = h.number + 1, committed_at = clock_timestamp()
+  RETURNING number, committed_at
+), logged AS (
+  INSERT INTO {agents}.flush_log (number, committed_at, agent_ids, keys)
+  SELECT number, committed_at, agent_ids, keys
+    FROM head, (SELECT array_agg(agent_id) AS agent_ids, array_agg(key) AS keys FROM applied) AS a
 )
 SELECT EXISTS (SELECT FROM guard) AS held,
        (SELECT count(*) FROM applied) AS applied,
