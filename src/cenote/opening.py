@@ -47,7 +47,7 @@ async def _patiently_connected(config: Config, servers: Servers) -> Machines:
     backoff = Backoff(config.retry, config.kv.deadline_ms)
     while True:
         try:
-            return await _connected(_effective(config, servers), servers)
+            return await _connected(with_servers(config, servers), servers)
         except (UnavailableError, OutcomeUnknownError) as error:
             await backoff.pause(error)
 
@@ -103,7 +103,7 @@ async def start_servers(config: Config) -> Servers:
     )
 
 
-def _effective(config: Config, servers: Servers) -> Config:
+def with_servers(config: Config, servers: Servers) -> Config:
     """The configuration with the addresses of the servers that were started."""
     kv, sql = config.kv, config.sql
     if servers.nats is not None:

@@ -17,9 +17,11 @@ from cenote.cli.output import note, printable
 from cenote.config import TEMPORARY, Config
 from cenote.embedded import inspect
 from cenote.embedded.state import DataDir, Name
+from cenote.engine.adoption import Ground
 from cenote.engine.machines import Machines
 from cenote.errors import SetupError
-from cenote.opening import open_machines, start_servers
+from cenote.kv.link import Link
+from cenote.opening import open_machines, start_servers, with_servers
 from cenote.sections import Url
 from cenote.sql.migrate import migrate
 from cenote.sql.pool import Database
@@ -100,6 +102,25 @@ async def opened(config: Config) -> AsyncIterator[Reach]:
         yield Reach(store, machines)
     finally:
         await asyncio.shield(store.aclose())
+
+
+@asynccontextmanager
+async def both_sides(config: Config) -> AsyncIterator[Ground]:
+    """A connection to each server, nothing opened, compared or created; embedded servers run meanwhile."""
+    servers = await start_servers(config) if embedded_names(config) else None
+    try:
+        effective = config if servers is None else with_servers(config, servers)
+        link = Link(effective.kv, name="cenote-cli")
+        db = Database(effective.sql, config.retry, config.names, "cenote-cli")
+        await link.connect()
+        try:
+            yield Ground(link, StateTable(db, config.names), effective)
+        finally:
+            await link.close()
+            await db.close()
+    finally:
+        if servers is not None:
+            await servers.release()
 
 
 @asynccontextmanager

@@ -123,7 +123,7 @@ async def settle(
     if epochs is None:
         epochs = await _begun(table, _claim(link, info, set(found.claim.store_ids)))
         info = await stream.update_metadata(epochs.metadata())
-    await _mark(link, buckets, epochs.store_id)
+    await mark(link, buckets, epochs.store_id)
     return epochs, info
 
 
@@ -156,7 +156,7 @@ async def _adopted(table: StateTable, epochs: Epochs, before: str) -> None:
         )
 
 
-async def _mark(link: Link, buckets: Buckets, store_id: str) -> None:
+async def mark(link: Link, buckets: Buckets, store_id: str) -> None:
     """Let the neighbours name the store, too: they tell a recreated bucket from another NATS."""
     for beside in (buckets.session, buckets.cache):
         if beside.metadata.get(STORE_KEY) != store_id:

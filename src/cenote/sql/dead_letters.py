@@ -5,6 +5,9 @@ bytes in `raw`, reads serve them, and the letter says why. A letter is written o
 redelivery makes no second one.
 """
 
+from collections.abc import Sequence
+from uuid import UUID
+
 from cenote.sql.pool import Database
 from cenote.sql.rows import DeadLetter, Flushed, Guard, Heartbeat, Row
 
@@ -52,6 +55,14 @@ class DeadLetterTable:
         assert found is not None
         held, applied, committed_us = found
         return Flushed(applied, committed_us) if held else None
+
+    async def put_aside(self, pairs: Sequence[tuple[UUID, str]], reason: str) -> int:
+        """Keep what these rows hold as dead letters, because other values are about to replace them; how many letters
+        were written, for one that is there already makes no second."""
+        told = await self.db.execute(
+            self.db.queries["put_aside"], [agent_id for agent_id, _ in pairs], [key for _, key in pairs], reason
+        )
+        return int(told.rpartition(" ")[2])
 
     async def dead_letters(self, after_id: int, limit: int) -> list[DeadLetter]:
         """Unresolved letters, oldest first; `after_id` is the last id of the page before, 0 begins."""

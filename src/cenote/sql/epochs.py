@@ -77,6 +77,28 @@ class EpochTable:
         began = await self._insert(tx, seen, new)
         assert began, "the advisory lock is held by all who begin an epoch"
 
+    async def adopt(self, seen: EpochRow | None, new: NewEpoch, number: int, home: str) -> bool:
+        """Begin epoch `number` of a store that is made of this database and a stream which was another store's. Rows
+        stay in the epochs they were flushed under: their times are of another server's clock.
+
+        Returns:
+            False when the newest epoch is not `seen` any more.
+        """
+
+        async def change(tx: Transaction) -> bool:
+            queries = self.db.queries
+            await self._lock(tx)
+            known = [EpochRow(*row) for row in await tx.fetch(queries["epochs"])]
+            if (known[-1] if known else None) != seen:
+                return False
+            if seen is not None:
+                await tx.execute(queries["end_epoch"], seen.epoch, seen.incarnation or "")
+            await tx.execute(queries["next_epoch"], number, *new)
+            await tx.execute(queries["remember_home"], home)
+            return True
+
+        return await transact(self.db, change, isolation=Isolation.READ_COMMITTED)
+
     async def known(self) -> tuple[EpochRow | None, str | None]:
         """The newest epoch and the data directory of its NATS, of a database that may lack even the tables."""
         if not await self.db.fetchval(self.db.queries["relation_exists"], f"{self.db.names.schema('agents')}.epochs"):

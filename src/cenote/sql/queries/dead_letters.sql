@@ -87,3 +87,14 @@ SELECT EXISTS (SELECT FROM mended)
 -- why: the operator has seen it.
 -- index: dead_letters_pkey
 UPDATE {agents}.dead_letters SET resolved_at = now() WHERE id = $1 AND resolved_at IS NULL
+
+-- name: put_aside
+-- why: adopting another NATS replaces rows; their last value must not vanish without a word (rule 8).
+-- index: state_pkey
+INSERT INTO {agents}.dead_letters (agent_id, key, epoch, version, kv_time, reason, raw, envelope)
+SELECT s.agent_id, s.key, s.epoch, s.version, s.kv_time, $3,
+       coalesce(s.raw, convert_to(s.value::text, 'UTF8'), ''::bytea), ''
+  FROM unnest($1::uuid[], $2::text[]) AS u (a, k)
+  JOIN {agents}.state AS s ON s.agent_id = u.a AND s.key = u.k
+ WHERE NOT EXISTS (SELECT FROM {agents}.dead_letters AS l
+                    WHERE l.agent_id = s.agent_id AND l.key = s.key AND l.epoch = s.epoch AND l.version = s.version)

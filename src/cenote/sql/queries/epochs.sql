@@ -49,14 +49,6 @@ SELECT flusher_id, store_id::text AS store_id, epoch, high_water,
   FROM {agents}.flushers
  ORDER BY committed_at DESC
 
--- name: flusher_alive
--- why: a stream must not take over a database that another stream's flusher still writes to (rule 8).
--- index: none
-SELECT EXISTS (
-  SELECT FROM {agents}.flushers
-   WHERE committed_at > clock_timestamp() - $1::double precision * interval '1 second' AND flusher_id <> $2
-)
-
 -- name: high_water
 -- why: a stream that ends below it, or in whose time order a message disagrees, was rewound (rules 3, 4).
 -- index: none
