@@ -74,6 +74,7 @@ async def _connected(config: Config, servers: Servers | None) -> Machines:
                 log.warning("PostgreSQL cannot be reached, so its schema was not checked: %s", error)
         core = Core(config, names, link, db, new_writer_id())
         undo.push_async_callback(core.close)
+        core.owned = servers is not None and servers.nats is not None
         await core.start()
         if sql_known:
             await belongs(core.table, core.epochs, core.stream)

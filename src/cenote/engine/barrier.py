@@ -53,6 +53,7 @@ class Barrier:
             ) from None
 
     async def _everything(self, up_to: int | None) -> None:
+        await self._flushing_began()
         start = up_to
         if start is None:
             info = await self._core.stream.info()
@@ -62,8 +63,19 @@ class Barrier:
         self._same_connection()
 
     async def _agent(self, agent: keys.AgentRef) -> None:
+        await self._flushing_began()
         await self._committed(await self._live(f"{agent.token}.>", 1))
         self._same_connection()
+
+    async def _flushing_began(self) -> None:
+        """Before KV has been compared with SQL, and this start's durable begun, neither a floor nor a version that SQL
+        holds is about what KV holds now (F-gen)."""
+        core = self._core
+        while core.mended != core.link.generation or core.current_durable is None:
+            self._same_connection()
+            await core.probe_once()
+            if core.current_durable is None:
+                await asyncio.sleep(_POLL_S[-1])
 
     async def _live(self, suffix: str, from_sequence: int) -> Wanted:
         core = self._core
@@ -86,7 +98,7 @@ class Barrier:
         floor, since = -1, time.monotonic()
         while True:
             self._same_connection()
-            name = core.durable_name
+            name = core.current_durable
             consumer = None if name is None else await core.consumer(name)
             if consumer is not None:
                 if consumer.floor >= start:

@@ -8,7 +8,7 @@ shown drops L1; three seconds of silence end its coherence; a stream created ane
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,7 +21,8 @@ from cenote.engine.cache import Cache
 from cenote.engine.coherence import Coherence
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
-from cenote.engine.epoch import DURABLE_KEY, Epochs
+from cenote.engine.epoch import DURABLE_KEY, MENDED_KEY, Epochs
+from cenote.engine.incarnation import durable_prefix, incarnation, mended_mark
 from cenote.errors import BackpressureError, CenoteError, OutcomeUnknownError, SetupError, UnavailableError
 from cenote.kv.bucket import StreamInfo
 from cenote.kv.consumer import ConsumerInfo, consumer_info
@@ -38,6 +39,7 @@ from cenote.sql.state import StateTable
 
 log = logging.getLogger("cenote.engine")
 
+_MENDED_ASK_S = 0.03  # who waits for the mending asks so often
 _FULL_SHARE = 0.90  # above it writes are refused; the rest is for tombstones (flow rule 17)
 
 
@@ -112,9 +114,20 @@ class Core:
         self.epochs = Epochs("", "", (0,), (0,))
         self.own_sequence = 0
         self.durable_name: str | None = None
+        self.current_durable: str | None = None
+        """The durable of this epoch and this start of the KV server; the floor of any other says nothing (F-gen)."""
         self.backlog = 0
         self.fill_share = 0.0
         self.last_sequence = 0
+        self.entries = 0
+        self.seen_sequence = 0
+        self.mended = 0
+        """The connection over which KV is known to be no older than SQL: reads from KV need that (F-wait)."""
+        self.owned = False
+        """Whether the KV server is an embedded one: those do not come up before nothing can be lost."""
+        self.volunteer: Callable[[], Awaitable[None]] | None = None
+        """Compares KV with SQL, if nobody flushes; set by whoever wires the machines."""
+        self._mended_lock = asyncio.Lock()
         self.on_close: list[Callable[[], None]] = []
         self._prefix_length = len(self.stream.prefix)
         self._probe_now = asyncio.Event()
@@ -247,6 +260,52 @@ class Core:
         """The flusher's durable; None when there is no such consumer."""
         return await consumer_info(self.link, self.stream.name, name)
 
+    # --- after a start of the server (F-wait) ---------------------------------------------------------------
+
+    async def announce_mended(self, epoch: int, start: str, generation: int) -> None:
+        """Tell every process that KV, over this connection, holds nothing older than SQL."""
+        if self.link.generation != generation:
+            raise UnavailableError("the connection was replaced before the announcement", tier="DISTRIBUTED_KV")
+        await self.stream.update_metadata({MENDED_KEY: mended_mark(epoch, start)})
+        if self.epochs.newest == epoch:
+            self.mended = generation
+
+    async def until_mended(self, left_ms: float) -> None:
+        """Wait until KV has been compared with SQL since its server started; afterwards `mended` is this connection.
+
+        Raises:
+            UnavailableError: not within `left_ms`.
+        """
+        try:
+            async with asyncio.timeout(max(0.0, left_ms) / 1000), self._mended_lock:
+                volunteering_at = time.monotonic() + limits.LEASE_EXPIRE_MS / 1000
+                while self.mended != self.link.generation:
+                    try:
+                        await self._ask_mended(volunteering=time.monotonic() > volunteering_at)
+                    except (UnavailableError, OutcomeUnknownError) as error:
+                        log.debug("cannot learn whether KV was compared with SQL: %s", error)
+                    if self.mended != self.link.generation:
+                        await asyncio.sleep(_MENDED_ASK_S)
+        except TimeoutError as error:
+            raise UnavailableError(
+                "KV may hold old entries: it has not been compared with PostgreSQL since its server started",
+                tier="DISTRIBUTED_KV",
+                hint="a process that flushes does that: is PostgreSQL up, and does `cenote serve` run?",
+            ) from error
+
+    async def _ask_mended(self, *, volunteering: bool) -> None:
+        generation = self.link.generation
+        await self.probe_once()
+        if self.mended == generation:
+            return
+        if not self.entries:  # nothing in it can be old
+            info = await self.stream.info()
+            start = incarnation(self.link, info)
+            if start and not info.messages:
+                await self.announce_mended(self.epochs.newest, start, info.generation)
+        elif volunteering and self.volunteer is not None:
+            await self.volunteer()
+
     # --- the probe ------------------------------------------------------------------------------------------
 
     def _reconnected(self) -> None:
@@ -297,13 +356,22 @@ class Core:
             self.stream.distrust(stranger)
             raise
         self.db.store_id = epochs.store_id
-        if epochs != self.epochs and self.epochs.created:
-            log.warning("epoch %d begins: the stream of %s is another one", epochs.newest, info.created)
+        if epochs != self.epochs:
+            if self.epochs.created:
+                log.warning("epoch %d begins: the stream of %s is another one", epochs.newest, info.created)
+            self.mended = self.seen_sequence = self.own_sequence = 0  # they speak of another life of the stream
         self.epochs = epochs
         return info
 
     def _learn(self, info: StreamInfo) -> None:
         self.durable_name = info.metadata.get(DURABLE_KEY)
         self.last_sequence = info.last_seq
+        self.seen_sequence = max(self.seen_sequence, info.last_seq)
+        self.entries = info.messages
+        start = incarnation(self.link, info)
+        name = self.durable_name or ""
+        self.current_durable = name if start and name.startswith(durable_prefix(self.epochs.newest, start)) else None
+        if start and (self.owned or info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)):
+            self.mended = info.generation
         bytes_max = info.config["max_bytes"]
         self.fill_share = info.bytes / bytes_max if bytes_max > 0 else 0.0

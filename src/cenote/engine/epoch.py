@@ -15,6 +15,8 @@ STORE_KEY = "cenote.store"
 CREATED_KEY = "cenote.created"
 EPOCHS_KEY = "cenote.epochs"
 DURABLE_KEY = "cenote.durable"
+MENDED_KEY = "cenote.mended"
+"""The epoch and the start of the KV server for which KV has been compared with SQL (F-wait)."""
 AWAY_KEY = "cenote.away"
 """The store that this stream's database was given to, by `cenote adopt`, together with another stream."""
 

@@ -7,6 +7,7 @@ from cenote import limits
 from cenote.engine.core import Core
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
+from cenote.engine.rewind import Rewound, begin
 from cenote.engine.shift import Shift, ShiftOver
 from cenote.errors import CenoteError
 
@@ -56,6 +57,9 @@ class Flusher:
             await shift.work()
         except ShiftOver as over:
             log.info("a flusher's shift ends: %s", over)
+        except Rewound as rewound:
+            log.warning("%s: an epoch begins", rewound)
+            await begin(self._core, rewound)
         finally:
             self.shift = None
             self._core.durability.hurry = None

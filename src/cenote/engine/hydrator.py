@@ -46,6 +46,8 @@ class Hydrator:
         None when other writers were faster several times in a row.
         """
         core = self._core
+        if core.mended != core.link.generation:
+            await core.until_mended(core.config.kv.deadline_ms)  # the caller's own deadline is around it
         for _ in range(_ROUNDS_MAX):
             generation, t0_ms, started = core.link.generation, core.link.server_now_ms(), time.monotonic()
             message = await core.leader_message(target)

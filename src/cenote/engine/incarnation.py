@@ -11,3 +11,13 @@ from cenote.kv.link import Link
 def incarnation(link: Link, info: StreamInfo) -> str:
     """The incarnation that answered `info` on the present connection of `link`; "" if that is another one by now."""
     return link.server_id if info.generation == link.generation else ""
+
+
+def durable_prefix(epoch: int, start: str) -> str:
+    """What the names of durables begin with under which this incarnation's entries are flushed."""
+    return f"flush_{epoch}_{start[:12]}"
+
+
+def mended_mark(epoch: int, start: str) -> str:
+    """What the stream's metadata says once KV has been compared with SQL in this epoch and incarnation (F-wait)."""
+    return f"{epoch}.{start}"

@@ -8,6 +8,7 @@ from cenote.engine.core import Core
 from cenote.engine.flusher import Flusher
 from cenote.engine.hydrator import Hydrator
 from cenote.engine.lease import Board, Lease
+from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
 from cenote.engine.writer import Writer
 
@@ -30,5 +31,6 @@ def build(core: Core) -> Machines:
     hydrator = Hydrator(core)
     lease = Lease(core.link, core.names, core.writer_id)
     board = Board(holder=core.writer_id, pid=os.getpid(), host=socket.gethostname())
+    core.volunteer = volunteer(core, lease)
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     return Machines(core, Writer(core, hydrator), Reader(core, hydrator), hydrator, lease, board, flusher)

@@ -88,6 +88,8 @@ class Reader:
 
     async def _attempt(self, target: Target, backoff: Backoff, timeout_ms: int) -> Found | None:
         core = self._core
+        if core.mended != core.link.generation:
+            await core.until_mended(backoff.left_ms)
         if not core.coherence.listening:
             await core.coherence.listen()
         ticket = core.cache.ticket(target.subject)
@@ -151,6 +153,8 @@ class Reader:
 
     async def _load_many(self, targets: list[Target]) -> dict[str, Found]:
         core = self._core
+        if core.mended != core.link.generation:
+            await core.until_mended(core.config.kv.deadline_ms)  # the caller's own deadline is around it
         if not core.coherence.listening:
             await core.coherence.listen()
         tickets = [core.cache.ticket(target.subject) for target in targets]
@@ -190,6 +194,8 @@ class Reader:
         in SQL. Memory: the set of key names.
         """
         core = self._core
+        if core.mended != core.link.generation:
+            await core.until_mended(core.config.kv.deadline_ms)
         seen: set[str] = set()
         async for message in core.live(core.agent_filter(agent)):
             stored = entries.listed(message, core.epochs)

@@ -16,19 +16,21 @@ from typing import Any, NamedTuple
 from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.batch import Batch, Delivery, Poison, build
-from cenote.engine.belonging import belongs
 from cenote.engine.core import Core
 from cenote.engine.epoch import DURABLE_KEY
 from cenote.engine.evictor import Evictor
-from cenote.engine.incarnation import incarnation
+from cenote.engine.fence import Look, looker, pass_fence
+from cenote.engine.incarnation import durable_prefix, incarnation
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
+from cenote.engine.mender import mend_once, take_over
 from cenote.engine.registrar import Registrar
+from cenote.engine.rewind import Envelope, examined, stale
 from cenote.errors import TransactionError, UnavailableError
 from cenote.kv.consumer import Pull, ack_many, delete_consumer, ensure_consumer, nak, progress_many
 from cenote.kv.message import Message
 from cenote.sql.errors import DataRefused
-from cenote.sql.rows import Guard, Heartbeat, Row
+from cenote.sql.rows import Flushed, GcFloor, Guard, Heartbeat, Row
 
 log = logging.getLogger("cenote.engine")
 
@@ -67,6 +69,7 @@ class Shift:
         self._inbox: list[Delivery] = []
         self._inbox_since = 0.0
         self._seen_before = 0
+        self._envelope = Envelope(None)
         self._ripe = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._overlap = asyncio.Semaphore(_OVERLAP)
@@ -130,28 +133,25 @@ class Shift:
 
     async def _begin(self) -> None:
         """F-gen: every server start and every epoch has a durable of its own, so that old acks have no address."""
-        core = self._core
-        start = incarnation(core.link, await core.stream.info())
+        core, seen = self._core, self._core.seen_sequence
+        info = await core.stream.info()
+        start = incarnation(core.link, info)
         if not start or core.link.generation != self._generation:
             raise ShiftOver("the connection is another one")
         self._guard = self._guard._replace(incarnation=start)
-        self.durable = f"flush_{self._guard.epoch}_{start[:12]}"
-        newest = await belongs(core.table, self._epochs, core.stream)
-        if newest.epoch != self._guard.epoch or not await core.table.set_incarnation(
-            newest.epoch, newest.incarnation or "", self._guard.incarnation
-        ):
-            await core.probe_once()
-            raise ShiftOver("the epoch or the server start is another one")
+        self.durable = durable_prefix(self._guard.epoch, start)
+        high_water = await take_over(core, self._guard.epoch, start, seen, info.last_seq)
+        self._envelope = Envelope(high_water)
         batch, flushers = self._config.batch_count_max, self._config.active_max
         await ensure_consumer(core.link, core.stream.name, self.durable, batch=batch, flushers=flushers)
-        if core.durable_name != self.durable:
-            old = core.durable_name
+        old = info.metadata.get(DURABLE_KEY)
+        if old != self.durable:
             await core.stream.update_metadata({DURABLE_KEY: self.durable})
-            core.durable_name = self.durable
             if old is not None:
                 await delete_consumer(core.link, core.stream.name, old)
-        high_water = await core.table.high_water(self._guard.epoch)
+        core.durable_name = core.current_durable = self.durable
         self._seen_before = high_water.sequence if high_water else 0
+        await mend_once(core, self._guard, info, high_water, lambda: self._lease.renew(self._board))
         if core.link.generation != self._generation:
             raise ShiftOver("the connection is another one")
 
@@ -190,7 +190,8 @@ class Shift:
             if not taken:
                 self._overlap.release()
                 continue
-            flight = asyncio.create_task(self._flush(taken))
+            high, odd = self._envelope.sequence, self._envelope.odd(taken)
+            flight = asyncio.create_task(self._flush(taken, odd, high))
             self._flights[flight] = Flight(taken, time.monotonic())
             flight.add_done_callback(self._landed)
 
@@ -203,9 +204,23 @@ class Shift:
 
     # --- one flush ------------------------------------------------------------------------------------------
 
-    async def _flush(self, taken: list[Delivery]) -> None:
+    async def _flush(self, taken: list[Delivery], odd: list[Delivery], high: int) -> None:
+        if odd:
+            taken = await self._without_stale(taken, odd, high)
         while taken:
             taken = await self._flush_some(taken)
+
+    async def _without_stale(self, taken: list[Delivery], odd: list[Delivery], high: int) -> list[Delivery]:
+        """Rule 3: a delivery whose sequence and time disagree is neither applied nor acknowledged before the leader has
+        said what holds its sequence now."""
+        dropped = await stale(self._core, odd, high, generation=self._generation)
+        self._release(dropped)
+        gone = {id(delivery) for delivery in dropped}
+        return [delivery for delivery in taken if id(delivery) not in gone]
+
+    def _release(self, done: list[Delivery]) -> None:
+        assert self._pull is not None
+        self._pull.release(len(done), sum(len(delivery.message.payload) for delivery in done))
 
     async def _flush_some(self, taken: list[Delivery]) -> list[Delivery]:
         """Flush as many as fit into one statement; what is left over."""
@@ -215,7 +230,7 @@ class Shift:
         batch = build(taken, self._epochs, self._prefix_length)
         started = time.monotonic()
         if batch.rows or batch.poison:
-            await self._until_committed(batch, max(delivery.message.sequence for delivery in taken))
+            await self._until_committed(batch, max((one.message.sequence, one.message.time_us) for one in taken))
         if points.armed:
             await points.hit("flush.committed")
         await self._names.register(batch.agents)
@@ -226,21 +241,23 @@ class Shift:
             nak(core.link, delivery.reply, limits.UNKNOWN_FORMAT_DELAY_S, generation=self._generation)
         if points.armed:
             await points.hit("flush.acked")
-        assert self._pull is not None
         done = [*batch.settled, *batch.later]
-        self._pull.release(len(done), sum(len(delivery.message.payload) for delivery in done))
+        self._release(done)
         self._tell(batch, len(done), (time.monotonic() - started) * 1000)
         return batch.rest
 
-    async def _until_committed(self, batch: Batch, high_water: int) -> None:
+    async def _until_committed(self, batch: Batch, high_water: tuple[int, int]) -> None:
         core = self._core
         rows, poison = batch.rows, list(batch.poison)
         pause_s, size = 0.02, max(1, len(rows))
         while True:
             began = time.monotonic()
             try:
+                overtaken: list[Row] = []
                 for start in range(0, max(1, len(rows)), size):
-                    await self._commit(rows[start : start + size], poison, high_water)
+                    overtaken += await self._commit(batch, rows[start : start + size], poison, high_water)
+                if overtaken:  # nobody may be told that they are in SQL
+                    batch.rows[:] = [row for row in rows if row not in overtaken]
                 self._board.sql_down_since_ms = None
                 return
             except (UnavailableError, TransactionError) as error:
@@ -254,33 +271,50 @@ class Shift:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _RETRY_S_MAX)
 
-    async def _commit(self, rows: list[Row], poison: list[Poison], high_water: int) -> None:
-        """Commit all rows; those that PostgreSQL refuses are found by halving, and quarantined (I13)."""
+    async def _commit(
+        self, batch: Batch, rows: list[Row], poison: list[Poison], high_water: tuple[int, int]
+    ) -> list[Row]:
+        """Commit all rows; those that PostgreSQL refuses are found by halving, and quarantined (I13). Those that were
+        overtaken and collected since are returned."""
         core = self._core
-        kv_time_us = max((row.kv_time_us for row in rows), default=0)
-        heartbeat = Heartbeat(core.writer_id, self._epochs.store_id, high_water, kv_time_us)
+        heartbeat = Heartbeat(core.writer_id, self._epochs.store_id, *high_water)
+        look = looker(core, batch.agents)
+        overtaken: list[Row] = []
         for item in poison:
-            letter = core.table.flush_one_quarantined(
-                item.row, self._guard, heartbeat, reason=item.reason, envelope=item.envelope
-            )
-            if await letter is None:
-                raise ShiftOver("the epoch or the server start is another one")
-            core.counts.quarantined += 1
-            core.durability.committed([item.row])
+            overtaken += await self._quarantine(item, heartbeat, look)
         poison.clear()
         if not rows:
-            return
+            return overtaken
+
+        async def write(some: list[Row], looked: GcFloor | None) -> Flushed | None:
+            outcome = await core.table.flush(some, self._guard, heartbeat, looked=looked)
+            return await examined(core, some, outcome, generation=self._generation)
+
         try:
-            if await core.table.flush(rows, self._guard, heartbeat) is None:
-                raise ShiftOver("the epoch or the server start is another one")
+            return overtaken + _held(await pass_fence(core.table, rows, write, look))
         except DataRefused as refused:
             if len(rows) > 1:
                 middle = len(rows) // 2
-                await self._commit(rows[:middle], [], high_water)
-                await self._commit(rows[middle:], [], high_water)
-                return
+                overtaken += await self._commit(batch, rows[:middle], [], high_water)
+                return overtaken + await self._commit(batch, rows[middle:], [], high_water)
             log.error("quarantined %s of agent %s: %s", rows[0].key, rows[0].agent_id, refused)
-            await self._commit([], [Poison(entries.exact(rows[0]), str(refused), "")], high_water)
+            refusal = Poison(entries.exact(rows[0]), str(refused), "")
+            return overtaken + await self._commit(batch, [], [refusal], high_water)
+
+    async def _quarantine(self, item: Poison, heartbeat: Heartbeat, look: Look) -> list[Row]:
+        core = self._core
+
+        async def write(_: list[Row], looked: GcFloor | None) -> Flushed | None:
+            outcome = await core.table.flush_one_quarantined(
+                item.row, self._guard, heartbeat, reason=item.reason, envelope=item.envelope, looked=looked
+            )
+            return await examined(core, [item.row], outcome, generation=self._generation)
+
+        overtaken = _held(await pass_fence(core.table, [item.row], write, look))
+        if not overtaken:
+            core.counts.quarantined += 1
+            core.durability.committed([item.row])
+        return overtaken
 
     def _tell(self, batch: Batch, delivered: int, took_ms: float) -> None:
         core, board = self._core, self._board
@@ -348,3 +382,10 @@ class Shift:
             if self._inbox and self._inbox_since < long_ago:
                 kept += self._inbox
             progress_many(self._core.link, [delivery.reply for delivery in kept], generation=self._generation)
+
+
+def _held(overtaken: list[Row] | None) -> list[Row]:
+    """A guard that did not hold wrote nothing, and the batch is dropped."""
+    if overtaken is None:
+        raise ShiftOver("the epoch or the server start is another one")
+    return overtaken

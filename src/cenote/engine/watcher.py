@@ -168,6 +168,8 @@ class Watch:
         """The newest state of each key that changed after a version: KV first, then what only SQL holds."""
         core = self._core
         await core.probe_once()
+        if core.mended != core.link.generation:
+            await core.until_mended(core.config.kv.deadline_ms)
         start = Version(core.epochs.newest, core.last_sequence)
         self._start = start.revision
         first = after.revision + 1 if after.epoch == core.epochs.newest else 1

@@ -116,6 +116,15 @@ class EpochTable:
         row = await self.db.fetchrow(self.db.queries["high_water"], epoch)
         return None if row is None or row[0] is None else HighWater(*row)
 
+    async def newest_flushed(self, epoch: int, sequence: int, before_us: int | None) -> int:
+        """The newest KV time flushed in an epoch under `sequence` or above, earlier than `before_us`; 0: none."""
+
+        async def ask(tx: Transaction) -> int:
+            await tx.execute("SET LOCAL statement_timeout = 0")
+            return int(await tx.fetchval(self.db.queries["newest_flushed"], epoch, sequence, before_us) or 0)
+
+        return await transact(self.db, ask, isolation=Isolation.READ_COMMITTED, deadline_ms=_RESTAMP_MS)
+
     async def _lock(self, tx: Transaction) -> None:
         await tx.execute("SELECT pg_advisory_xact_lock($1)", advisory_key(self.db.names, "epochs"))
 

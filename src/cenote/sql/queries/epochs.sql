@@ -33,6 +33,16 @@ VALUES ($1, timestamptz 'epoch' + $2::bigint * interval '1 microsecond', $3, $4,
 UPDATE {agents}.state SET epoch = $2
  WHERE epoch = $1 AND kv_time >= timestamptz 'epoch' + $3::bigint * interval '1 microsecond'
 
+-- name: newest_flushed
+-- why: where the life before a rewind ends: the newest time flushed under a sequence that is not lower, and before a
+-- why: message of the later life where one was found (rule 4). Reads the whole table, once per change of epoch.
+-- index: none
+SELECT (extract(epoch FROM max(kv_time)) * 1000000)::bigint
+  FROM (SELECT kv_time FROM {agents}.state WHERE epoch = $1 AND version >= $2
+        UNION ALL
+        SELECT kv_time FROM {agents}.flushers WHERE epoch = $1 AND high_water >= $2) AS flushed
+ WHERE kv_time < coalesce(timestamptz 'epoch' + $3::bigint * interval '1 microsecond', 'infinity')
+
 -- name: set_incarnation
 -- why: a restarted KV server is the same epoch with another incarnation (F-inc).
 -- index: epochs_pkey
