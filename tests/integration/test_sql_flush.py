@@ -190,7 +190,7 @@ async def test_an_epoch_change_waits_for_the_flush_before_it(table: StateTable, 
     async with db.connection() as other:
         await other.execute("BEGIN")
         assert await table.flush([row()], GUARD, beat()) is not None
-        assert (await other.fetchrow(db.queries["flush"], *_arguments(sent)))["held"]
+        assert (await other.fetchrow(db.queries["flush"], *_arguments(sent)))["applied"]
         new = NewEpoch(NOW_US + 400, STORE, "created-2", "start-2", "1/1", "test")
         change = asyncio.create_task(table.insert_epoch((1, "start-1"), new))
         await asyncio.sleep(0.1)
@@ -203,7 +203,7 @@ async def test_an_epoch_change_waits_for_the_flush_before_it(table: StateTable, 
 
 def _arguments(sent: Row) -> tuple[Any, ...]:
     columns = ([sent.agent_id], sent.key, sent.value, f"{{{sent.version}}}", f"{{{sent.kv_time_us}}}", *[None] * 5)
-    return (*GUARD, *columns, *beat(flusher_id="other"))
+    return (*GUARD, *columns, *beat(flusher_id="other"), None)
 
 
 # --- the heartbeat ----------------------------------------------------------------------------------------

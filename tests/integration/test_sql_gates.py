@@ -75,7 +75,7 @@ async def test_a_page_reads_no_row_beyond_its_prefix(table: StateTable, db: Data
 async def test_the_guard_is_taken_before_the_first_row(table: StateTable, db: Database) -> None:
     arguments = ([uuid4()], "k", "1", "{1}", "{1}", None, None, None, None, None)
     async with db.connection() as con:
-        plan = await con.fetch(f"EXPLAIN {db.queries['flush']}", *GUARD, *arguments, *beat())
+        plan = await con.fetch(f"EXPLAIN {db.queries['flush']}", *GUARD, *arguments, *beat(), None)
     text = "\n".join(line[0] for line in plan)
     assert text.index("LockRows") < text.index("Insert on state")
     inserting = text[text.index("Insert on state") : text.index("Insert on flushers")]

@@ -105,7 +105,7 @@ async def test_a_newer_schema_is_used_while_it_allows_it(pg: PgServer, min_reade
 async def test_post_migrations_wait_and_do_not_make_a_schema_behind(
     pg: PgServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = len(known())
+    head = known()[-1].number
     later = (
         Migration(head + 1, "later", "post", 1, "CREATE TABLE {agents}.later (x int)"),
         Migration(head + 2, "latest", "pre", head, "CREATE TABLE {agents}.latest (x int)"),
@@ -113,7 +113,7 @@ async def test_post_migrations_wait_and_do_not_make_a_schema_behind(
     now = (*known(), *later)
     monkeypatch.setattr(migrations, "known", lambda: now)
     db = database(pg)
-    assert [m.number for m in await migrate(db, "auto", phase="pre")] == list(range(1, head + 1))
+    assert [m.number for m in await migrate(db, "auto", phase="pre")] == [m.number for m in known()]
     with pytest.raises(SetupError, match="behind"):
         await migrate(db, "check")
     assert [m.name for m in await migrate(db, "auto", phase="post")] == ["later"]

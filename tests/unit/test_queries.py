@@ -41,7 +41,8 @@ def test_advisory_keys_differ_by_purpose_and_namespace_and_fit_a_bigint() -> Non
 
 
 def test_migrations_are_numbered_and_say_what_they_need() -> None:
-    assert [m.number for m in known()] == list(range(1, len(known()) + 1))
+    numbers = [m.number for m in known()]
+    assert numbers == sorted(set(numbers))
     assert known()[0].name == "foundation"
     assert all(m.min_reader <= m.number for m in known())
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from cenote import limits
 from cenote.config import Config
 from cenote.engine import entries
-from cenote.engine.batch import Batch, Delivery, build
+from cenote.engine.batch import Batch, Delivery, Poison, build
 from cenote.engine.belonging import belongs, settle
 from cenote.engine.epoch import Epochs
+from cenote.engine.fence import pass_fence
 from cenote.engine.writer_id import new_writer_id
 from cenote.errors import CodecError, UnavailableError
 from cenote.kv.link import Link
@@ -23,7 +24,7 @@ from cenote.kv.stream import StateStream
 from cenote.model import key as keys
 from cenote.naming import AGENT_STATE, Names
 from cenote.sql.errors import DataRefused
-from cenote.sql.rows import Flushed, Guard, Heartbeat, Row
+from cenote.sql.rows import Flushed, GcFloor, Guard, Heartbeat, Row
 from cenote.sql.state import StateTable
 
 log = logging.getLogger("cenote.engine")
@@ -69,9 +70,9 @@ async def _take_over(table: StateTable, epochs: Epochs, stream: StateStream) -> 
     return guard
 
 
-def _held(flushed: Flushed | None) -> None:
+def _held(overtaken: list[Row] | None) -> None:
     """A refused guard wrote nothing: nothing may be purged then."""
-    if flushed is None:
+    if overtaken is None:
         raise _overtaken()
 
 
@@ -101,27 +102,40 @@ async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs,
         )
     recovered.entries += len(batch.settled)
     for item in batch.poison:
-        letter = table.flush_one_quarantined(
-            item.row, guard, _heartbeat([item.row], epochs), reason=item.reason, envelope=item.envelope
-        )
-        _held(await letter)
-        recovered.quarantined += 1
+        await _quarantine(table, item, guard, _heartbeat([item.row], epochs), recovered)
     if not batch.rows:
         return
     heartbeat = _heartbeat(batch.rows, epochs)
+
+    async def write(rows: list[Row], looked: GcFloor | None) -> Flushed | None:
+        return await table.flush(rows, guard, heartbeat, looked=looked)
+
     try:
-        _held(await table.flush(batch.rows, guard, heartbeat))
+        _held(await pass_fence(table, batch.rows, write, _live))
     except DataRefused:
         for row in batch.rows:
             try:
-                _held(await table.flush([row], guard, heartbeat))
+                _held(await pass_fence(table, [row], write, _live))
             except DataRefused as refused:
-                letter = table.flush_one_quarantined(
-                    entries.exact(row), guard, heartbeat, reason=str(refused), envelope=""
-                )
-                _held(await letter)
-                recovered.quarantined += 1
+                await _quarantine(table, Poison(entries.exact(row), str(refused), ""), guard, heartbeat, recovered)
     await table.register([(agent.id, keys.sql_key(agent.text)) for agent in batch.agents])
+
+
+async def _quarantine(
+    table: StateTable, item: Poison, guard: Guard, heartbeat: Heartbeat, recovered: Recovered
+) -> None:
+    async def write(_: list[Row], looked: GcFloor | None) -> Flushed | None:
+        return await table.flush_one_quarantined(
+            item.row, guard, heartbeat, reason=item.reason, envelope=item.envelope, looked=looked
+        )
+
+    _held(await pass_fence(table, [item.row], write, _live))
+    recovered.quarantined += 1
+
+
+async def _live(_: Row) -> bool:
+    """Nobody else may write yet: what was read from the stream is what it holds."""
+    return True
 
 
 def _heartbeat(rows: list[Row], epochs: Epochs) -> Heartbeat:

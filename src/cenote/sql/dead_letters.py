@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from cenote.sql.pool import Database
-from cenote.sql.rows import DeadLetter, Flushed, Guard, Heartbeat, Row
+from cenote.sql.rows import DeadLetter, Flushed, GcFloor, Guard, Heartbeat, Row, flushed
 
 
 class DeadLetterTable:
@@ -19,14 +19,21 @@ class DeadLetterTable:
         self.db = db
 
     async def flush_one_quarantined(
-        self, row: Row, guard: Guard, heartbeat: Heartbeat, *, reason: str, envelope: str
+        self,
+        row: Row,
+        guard: Guard,
+        heartbeat: Heartbeat,
+        *,
+        reason: str,
+        envelope: str,
+        looked: GcFloor | None = None,
     ) -> Flushed | None:
         """Quarantine one write: its row with `value` NULL and `raw` = the exact bytes, and a dead letter,
         at once.
 
         Args:
             row: `raw` is set; `value`, `deleted` and `quarantined` are ignored.
-            guard, heartbeat: as for a flush.
+            guard, heartbeat, looked: as for a flush.
             reason: why SQL refused it; must not quote the value.
             envelope: the header line it was written with.
 
@@ -51,10 +58,9 @@ class DeadLetterTable:
             row.expires_us,
             reason,
             envelope,
+            looked and looked.round,
         )
-        assert found is not None
-        held, applied, committed_us = found
-        return Flushed(applied, committed_us) if held else None
+        return flushed(found)
 
     async def put_aside(self, pairs: Sequence[tuple[UUID, str]], reason: str) -> int:
         """Keep what these rows hold as dead letters, because other values are about to replace them; how many letters

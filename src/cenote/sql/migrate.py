@@ -61,7 +61,8 @@ def known() -> tuple[Migration, ...]:
         assert head is not None, f"{file.name} does not begin with its phase and its min_reader"
         phase: Phase = "pre" if head[1] == "pre" else "post"
         found.append(Migration(int(named[1]), named[2], phase, int(head[2]), text))
-    assert [m.number for m in found] == list(range(1, len(found) + 1)), "migrations are numbered without gaps"
+    numbers = [m.number for m in found]
+    assert numbers == sorted(set(numbers)), "each migration has a number of its own"
     return tuple(found)
 
 
@@ -119,7 +120,7 @@ def print_sql(names: Names, *, after: int = 0) -> str:
     ]
     parts += [f"CREATE SCHEMA IF NOT EXISTS {names.schema(schema)};" for schema in SCHEMAS]
     parts.append(queries["create_migrations"] + ";")
-    for m in known()[after:]:
+    for m in [each for each in known() if each.number > after]:
         values = f"{m.number}, '{m.name}', '{m.phase}', '{m.sha256}'"
         record = queries["record_migration"].replace("$1, $2, $3, $4", values)
         reader = queries["raise_min_reader"].replace("$1", f"'{m.min_reader}'")
@@ -141,12 +142,13 @@ async def _applied(db: Database) -> dict[int, str]:
                 tier=TIER,
                 hint="was a migration edited after it was applied? restore the release it came from",
             )
-    if applied and max(applied) > len(ours):
+    head = ours[-1].number
+    if applied and max(applied) > head:
         min_reader = int(await db.fetchval(db.queries["schema_min_reader"]))
-        if min_reader > len(ours):
+        if min_reader > head:
             raise SetupError(
                 f"the schema ({max(applied):04}) is too new: it needs a cenote that knows {min_reader:04},"
-                f" this one knows {len(ours):04}",
+                f" this one knows {head:04}",
                 tier=TIER,
                 hint="upgrade cenote",
             )

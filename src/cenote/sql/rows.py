@@ -1,6 +1,7 @@
 """What travels between the engine and SQL. Times are µs since 1970 in the KV server's clock unless said
 otherwise."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -40,12 +41,27 @@ class Heartbeat(NamedTuple):
     stats: str | None = None  # JSON text; None keeps what is there, and keeps the statement's WAL small
 
 
+class GcFloor(NamedTuple):
+    """Up to (epoch, version) rows may have been collected: none is written without a look at KV (rule 12). `round`
+    counts the collections."""
+
+    epoch: int
+    version: int
+    round: int
+
+
 class Flushed(NamedTuple):
-    """The outcome of a flush: rows that were newer than SQL's, and PostgreSQL's own clock just before the
-    commit."""
+    """The outcome of a flush: rows that were newer than SQL's, PostgreSQL's own clock just before the commit, and the
+    floor up to which nothing was written."""
 
     applied: int
     committed_us: int
+    floor: GcFloor = GcFloor(0, 0, 0)
+
+
+def flushed(row: Sequence[int] | None) -> Flushed | None:
+    """What the statement returned; None when its guard did not hold."""
+    return None if row is None else Flushed(row[0], row[1], GcFloor(*row[2:5]))
 
 
 class SqlVersion(NamedTuple):

@@ -10,15 +10,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 from uuid import UUID
 
-import asyncpg
-
 from cenote.naming import Names
 from cenote.sql.agents import AgentTable
 from cenote.sql.dead_letters import DeadLetterTable
 from cenote.sql.epochs import EpochTable
 from cenote.sql.errors import TIER, DataRefused
 from cenote.sql.pool import Database
-from cenote.sql.rows import Flushed, Guard, Heartbeat, Row, SqlVersion
+from cenote.sql.rows import Flushed, GcFloor, Guard, Heartbeat, Row, SqlVersion, flushed
 
 __all__ = ["Flushed", "Guard", "Heartbeat", "Row", "SqlVersion", "StateTable", "prefix_end"]
 
@@ -39,10 +37,13 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable):
         assert db.names == names, "a Database serves one namespace"
         super().__init__(db)
 
-    async def flush(self, rows: Sequence[Row], guard: Guard, heartbeat: Heartbeat) -> Flushed | None:
+    async def flush(
+        self, rows: Sequence[Row], guard: Guard, heartbeat: Heartbeat, *, looked: GcFloor | None = None
+    ) -> Flushed | None:
         """Apply a batch without two rows of one key, in one statement that is its own transaction.
 
-        Repeatable: a row that SQL holds already, or a newer one, is left alone and not counted.
+        Repeatable: a row that SQL holds already, or a newer one, is left alone and not counted. So are rows up to the
+        floor of what may have been collected, unless that floor is still the one under which they were `looked` for.
 
         Returns:
             None when the guard did not hold: nothing was written, and the batch must be dropped.
@@ -54,8 +55,9 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable):
         """
         # One order for all flushers, or they deadlock (measured: 5 in 3 s). Code points order like UTF-8 bytes.
         ordered = sorted(rows, key=lambda row: (row.agent_id.int, row.key))
-        row = await self.db.fetchrow(self.db.queries["flush"], *guard, *_columns(ordered, guard.epoch), *heartbeat)
-        return _flushed(row)
+        columns = _columns(ordered, guard.epoch)
+        row = await self.db.fetchrow(self.db.queries["flush"], *guard, *columns, *heartbeat, looked and looked.round)
+        return flushed(row)
 
     async def read(self, agent_id: UUID, key: str) -> Row | None:
         """One key's row, tombstones included."""
@@ -165,10 +167,3 @@ def _joined(texts: Sequence[str], end: str) -> str:
 def _array(values: Iterable[int | None]) -> str:
     """An array literal: PostgreSQL reads Python's numbers, and its True and False."""
     return "{" + str(list(values))[1:-1] + "}"
-
-
-def _flushed(row: asyncpg.Record | None) -> Flushed | None:
-    assert row is not None
-    held, applied, committed_us = row
-    assert held or applied == 0, "I3: rows were written although the guard did not hold"
-    return Flushed(applied, committed_us) if held else None

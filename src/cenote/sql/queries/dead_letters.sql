@@ -5,13 +5,14 @@
 -- why: heartbeat of a flush; parameters as in flush_any.
 -- index: epochs_pkey, state_pkey, flushers_pkey, flush_head_pkey, flush_log_pkey
 WITH guard AS MATERIALIZED (
-  SELECT epoch FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
+  SELECT gc_epoch, gc_version, gc_round FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
 ), applied AS (
   INSERT INTO {agents}.state AS s
          (agent_id, key, raw, version, epoch, kv_time, deleted, quarantined, expires_at, updated_at)
   SELECT $3, $4, $5, $6, $8, timestamptz 'epoch' + $7::bigint * interval '1 microsecond', false, true,
          timestamptz 'epoch' + $15::bigint * interval '1 microsecond', now()
    WHERE EXISTS (SELECT FROM guard)
+     AND (($8::bigint, $6::bigint) > (SELECT gc_epoch, gc_version FROM guard) OR $18 = (SELECT gc_round FROM guard))
   ON CONFLICT (agent_id, key) DO UPDATE
      SET value = NULL, raw = excluded.raw, version = excluded.version, epoch = excluded.epoch,
          kv_time = excluded.kv_time, deleted = false, quarantined = true,
@@ -46,9 +47,9 @@ WITH guard AS MATERIALIZED (
   SELECT number, committed_at, agent_ids, keys
     FROM head, (SELECT array_agg(agent_id) AS agent_ids, array_agg(key) AS keys FROM applied) AS a
 )
-SELECT EXISTS (SELECT FROM guard) AS held,
-       (SELECT count(*) FROM applied) AS applied,
-       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS committed_us
+SELECT (SELECT count(*) FROM applied) AS applied,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS committed_us, gc_epoch, gc_version, gc_round
+  FROM guard
 
 -- name: dead_letters
 -- why: what an operator has to decide about.

@@ -6,13 +6,15 @@
 -- why: one round trip and one commit per batch. The epoch's row, locked FOR SHARE, is read again after a wait for
 -- why: whoever changed it (EvalPlanQual), so a flush that waited finds no guard and writes nothing (F-inc). EXISTS
 -- why: over the CTE is a one-time filter: the guard is taken before the first row is looked at.
+-- why: Up to gc_floor, which stands on the same row, nothing is written unless $19 is the round of collections under
+-- why: which KV was asked for these very rows (rule 12, F-gc).
 -- why: Columns travel as joined text, which costs asyncpg a third of an array and the server no more (measured);
 -- why: uuids do not, for their text form is dear to parse. $8 … $12 are NULL when the whole batch has the default.
 -- why: The commit takes its number last of all, after its heartbeat: from then on it holds back other commits until it
 -- why: is over, and all take these locks in one order. What changed nothing has no number.
 -- index: epochs_pkey, state_pkey, flushers_pkey, flush_head_pkey, flush_log_pkey
 WITH guard AS MATERIALIZED (
-  SELECT epoch FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
+  SELECT gc_epoch, gc_version, gc_round FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
 ), applied AS (
   INSERT INTO {agents}.state AS s
          (agent_id, key, value, version, kv_time, epoch, raw, deleted, quarantined, expires_at, updated_at)
@@ -22,6 +24,7 @@ WITH guard AS MATERIALIZED (
                 $6::text::bigint[], $7::text::bigint[], $8::text::bigint[], $9::bytea[], $10::text::boolean[],
                 $11::text::boolean[], $12::text::bigint[]) AS u (a, k, v, r, t, e, b, d, q, x)
    WHERE EXISTS (SELECT FROM guard)
+     AND ((coalesce(e, $1), r) > (SELECT gc_epoch, gc_version FROM guard) OR $19 = (SELECT gc_round FROM guard))
   ON CONFLICT (agent_id, key) DO UPDATE
      SET value = excluded.value, raw = excluded.raw, version = excluded.version, epoch = excluded.epoch,
          kv_time = excluded.kv_time, deleted = excluded.deleted, quarantined = excluded.quarantined,
@@ -53,9 +56,9 @@ WITH guard AS MATERIALIZED (
   SELECT number, committed_at, agent_ids, keys
     FROM head, (SELECT array_agg(agent_id) AS agent_ids, array_agg(key) AS keys FROM applied) AS a
 )
-SELECT EXISTS (SELECT FROM guard) AS held,
-       (SELECT count(*) FROM applied) AS applied,
-       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS committed_us
+SELECT (SELECT count(*) FROM applied) AS applied,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS committed_us, gc_epoch, gc_version, gc_round
+  FROM guard
 
 -- name: read
 -- why: a key that KV no longer holds.
