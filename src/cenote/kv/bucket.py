@@ -8,12 +8,13 @@ SESSION_DATA and QUERY_CACHE are ordinary buckets whose entries die of age.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from cenote.config import KvConfig
 from cenote.errors import SetupError
 from cenote.kv.clock import parse_time_us
-from cenote.kv.deadline import with_deadline
+from cenote.kv.deadline import QUESTION_MS, with_deadline
 from cenote.kv.errors import JsError, JsNotFound, NoSpace
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, QUERY_CACHE, SESSION_DATA, Names
@@ -39,6 +40,7 @@ class StreamInfo(NamedTuple):
     leader: str | None
     ts_ms: int
     generation: int
+    leader_since: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ async def _create(link: Link, wanted: dict[str, Any], deadline_ms: int) -> Strea
     except JsNotFound:
         pass
     try:
-        await with_deadline(link, lambda: link.api(f"STREAM.CREATE.{name}", wanted), deadline_ms)
+        # Made a second time, it is the same stream, or another process's, which is verified below.
+        make = partial(link.api, f"STREAM.CREATE.{name}", wanted, timeout_ms=2 * QUESTION_MS)
+        await with_deadline(link, make, deadline_ms, question=True)
     except NoSpace as error:
         raise SetupError(
             f"no room for stream {name} with max_bytes {wanted['max_bytes']}: {error.description}",
@@ -214,8 +218,12 @@ async def _create(link: Link, wanted: dict[str, Any], deadline_ms: int) -> Strea
 
 async def stream_info(link: Link, name: str, deadline_ms: int = 0) -> StreamInfo:
     """Ask the stream's leader. Raises JsNotFound and what `Link.api` raises."""
-    answer = await with_deadline(link, lambda: link.api(f"STREAM.INFO.{name}"), deadline_ms)
-    state, config = answer["state"], answer["config"]
+    if deadline_ms:
+        ask = partial(link.api, f"STREAM.INFO.{name}", timeout_ms=min(deadline_ms, QUESTION_MS))
+        answer = await with_deadline(link, ask, deadline_ms, question=True)
+    else:
+        answer = await link.api(f"STREAM.INFO.{name}")
+    state, config, cluster = answer["state"], answer["config"], answer.get("cluster") or {}
     return StreamInfo(
         created=answer["created"],
         first_seq=state["first_seq"],
@@ -224,7 +232,8 @@ async def stream_info(link: Link, name: str, deadline_ms: int = 0) -> StreamInfo
         bytes=state["bytes"],
         metadata=config.get("metadata") or {},
         config=config,
-        leader=(answer.get("cluster") or {}).get("leader"),
+        leader=cluster.get("leader"),
+        leader_since=cluster.get("leader_since") or "",
         ts_ms=parse_time_us(answer["ts"].encode()) // 1000,
         generation=link.generation,
     )

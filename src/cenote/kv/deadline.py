@@ -1,10 +1,13 @@
-"""Try again under a deadline, but only after a proof that nothing was accepted (flow rule 16)."""
+"""Try again under a deadline, but only after a proof that nothing was accepted (flow rule 16).
+
+A question may be asked again after silence, too: a cluster that has no leader leaves API requests without an answer.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
-from cenote.errors import CenoteError
-from cenote.kv.errors import JsUnavailable, NoResponders, NotSent
+from cenote.errors import CenoteError, UnavailableError
+from cenote.kv.errors import AnswerLost, JsUnavailable, NoResponders, NotSent
 from cenote.kv.link import Link
 from cenote.retry import Backoff
 
@@ -14,18 +17,29 @@ REFUSED = (NotSent, NoResponders, JsUnavailable)
 """Not a byte left, nobody took it, or JetStream said it could not now: the same bytes may be sent again."""
 
 
+QUESTION_MS = 1_000
+"""How long one attempt of a question may take that is asked again: a leader answers within milliseconds."""
+
+
 class _Policy(NamedTuple):
     base_ms: float = 20
     wait_ms_max: float = 1000  # an election takes 4 to 6 s; a longer wait would only add to it
 
 
 async def with_deadline(
-    link: Link, call: Callable[[], Awaitable[T]], deadline_ms: float, *, generation: int | None = None
+    link: Link,
+    call: Callable[[], Awaitable[T]],
+    deadline_ms: float,
+    *,
+    generation: int | None = None,
+    question: bool = False,
 ) -> T:
     """`call()`, again with full jitter while it is refused and the deadline is not over.
 
     generation: give it when the call rests on a sequence that was read under this connection; then a
     reconnect ends the tries, for the same number may name another entry (F-conn).
+
+    question: the call changes nothing, or nothing the second time, so silence is no reason to stop.
 
     Raises:
         The last refusal, with `.attempts` and `.elapsed_ms`; anything else at once.
@@ -36,6 +50,7 @@ async def with_deadline(
             return await call()
         except CenoteError as error:
             moved = generation is not None and link.generation != generation
-            if moved or not isinstance(error, REFUSED):
+            silent = question and isinstance(error, AnswerLost)
+            if moved or not (silent or isinstance(error, REFUSED)):
                 raise
-            await backoff.pause(error)
+            await backoff.pause(UnavailableError(str(error), tier="DISTRIBUTED_KV") if silent else error)

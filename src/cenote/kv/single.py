@@ -1,8 +1,9 @@
-"""One entry of a TTL bucket, read and replaced by compare-and-set: the ground that leases stand on."""
+"""One entry of a TTL bucket, read and replaced by compare-and-set: the ground that leases stand on. It is read at the
+stream's leader, for a follower may show one that was replaced long ago (flow rule 9)."""
 
 from cenote.kv.link import Link
 from cenote.kv.message import Message
-from cenote.kv.stream import message_of, sequence_of
+from cenote.kv.stream import leader_get, sequence_of
 from cenote.naming import Names
 
 _TIMEOUT_MS = 1_000
@@ -14,11 +15,12 @@ class SingleEntry:
     def __init__(self, link: Link, names: Names, bucket: str, key: str) -> None:
         self._link = link
         self._subject = (names.subject(bucket) + key).encode("ascii")
-        self._get = b"$JS.API.DIRECT.GET.%b.%b" % (names.stream(bucket).encode(), self._subject)
+        self._stream = names.stream(bucket)
 
     async def read(self) -> Message | None:
         """The entry, or None. Raises UnavailableError, AnswerLost."""
-        return message_of(await self._link.request(self._get, b"", b"", _TIMEOUT_MS))
+        body = {"last_by_subj": self._subject.decode("ascii")}
+        return await leader_get(self._link, self._stream, body, _TIMEOUT_MS)
 
     async def write(self, payload: bytes, *, expected: int) -> int:
         """Replace the entry whose sequence is `expected` (0: there is none); the new sequence.

@@ -121,13 +121,17 @@ class StateStream:
             self.demand_ours()
         return self.link.request(self._direct_key + subject, b"", b"", timeout_ms)
 
-    async def leader_get(self, subject: str) -> Message | None:
+    async def leader_get(self, subject: str, timeout_ms: int | None = None) -> Message | None:
         """The live entry as the leader has it: read-your-writes."""
-        return await self._leader_get({"last_by_subj": subject})
+        return await self._leader_get({"last_by_subj": subject}, timeout_ms)
 
     async def leader_get_sequence(self, sequence: int) -> Message | None:
         """The entry with exactly this sequence at the leader; None: overwritten, purged or lost."""
         return await self._leader_get({"seq": sequence})
+
+    async def leader_next(self, filter_subject: str, from_sequence: int) -> Message | None:
+        """The first live entry from a sequence on, as the leader has it; None when there is none."""
+        return await self._leader_get({"next_by_subj": filter_subject, "seq": from_sequence})
 
     async def first_since(self, time_us: int) -> int | None:
         """The first sequence written at or after a server time, at the leader; None when there is none."""
@@ -135,22 +139,9 @@ class StateStream:
         message = await self._leader_get({"start_time": moment, "next_by_subj": self.prefix + ">"})
         return None if message is None else message.sequence
 
-    async def _leader_get(self, body: dict[str, Any]) -> Message | None:
+    async def _leader_get(self, body: dict[str, Any], timeout_ms: int | None = None) -> Message | None:
         self.demand_ours()
-        try:
-            answer = await self.link.api(f"STREAM.MSG.GET.{self.name}", body, self._timeout_ms)
-        except JsNotFound as error:
-            if error.err_code == 10037:  # no message found
-                return None
-            raise
-        found = answer["message"]
-        return Message(
-            found["subject"],
-            found["seq"],
-            parse_time_us(found["time"].encode()),
-            base64.b64decode(found.get("hdrs", "")),
-            base64.b64decode(found.get("data", "")),
-        )
+        return await leader_get(self.link, self.name, body, timeout_ms or self._timeout_ms)
 
     async def multi_get(self, subjects: Sequence[str]) -> tuple[list[Message], int | None]:
         """The live entries of up to 1,024 subjects (or of wildcards matching so many), as one snapshot.
@@ -219,6 +210,24 @@ class StateStream:
     async def update_metadata(self, changes: dict[str, str]) -> StreamInfo:
         """Set `cenote.*` metadata; callers hold the lock of the epochs row."""
         return await update_metadata(self.link, self.name, changes)
+
+
+async def leader_get(link: Link, stream: str, body: dict[str, Any], timeout_ms: int) -> Message | None:
+    """One entry of a stream, as its leader has it."""
+    try:
+        answer = await link.api(f"STREAM.MSG.GET.{stream}", body, timeout_ms)
+    except JsNotFound as error:
+        if error.err_code == 10037:  # no message found
+            return None
+        raise
+    found = answer["message"]
+    return Message(
+        found["subject"],
+        found["seq"],
+        parse_time_us(found["time"].encode()),
+        base64.b64decode(found.get("hdrs", "")),
+        base64.b64decode(found.get("data", "")),
+    )
 
 
 def sequence_of(reply: Reply) -> int:
