@@ -6,6 +6,7 @@ like one that passes.
 """
 
 import os
+import signal
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ ON_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 POSTGRES_BIN = os.environ.pop("CENOTE_TEST_POSTGRES_BIN", "")
 if POSTGRES_BIN:
     os.environ["CENOTE_EMBEDDED__POSTGRES_BIN"] = POSTGRES_BIN
+
+
+# Who runs this in the background of a shell leaves SIGINT ignored, and every child would inherit that: none of them
+# could be interrupted as a user does it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
