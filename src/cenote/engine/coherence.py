@@ -52,6 +52,8 @@ class Coherence:
         self.on_gap: list[Callable[[], None]] = []
         self.seen = 0
         self.gaps = 0
+        self.met: Callable[[str, int], object] | None = None
+        """Told of every event, where followers answer reads (`engine/replicas.py`)."""
         self._owed = 0
         self._until = 0.0
         self._feed: Feed | None = None
@@ -115,6 +117,8 @@ class Coherence:
             self.seen = sequence
             if self.listening:
                 self.gap()
+        if self.met is not None:
+            self.met(subject, sequence)
         held = None
         if self._own_mark in header:
             self._cache.own_event(subject, sequence)

@@ -23,6 +23,7 @@ from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
 from cenote.engine.epoch import DURABLE_KEY, MENDED_KEY, Epochs
 from cenote.engine.incarnation import durable_prefix, incarnation, mended_mark
+from cenote.engine.replicas import Replicas
 from cenote.errors import BackpressureError, CenoteError, OutcomeUnknownError, SetupError, UnavailableError
 from cenote.kv.bucket import StreamInfo
 from cenote.kv.consumer import ConsumerInfo, consumer_info
@@ -109,6 +110,7 @@ class Core:
         self.blobs = Blobs(self.table)
         self.cache = Cache(config.memory.entries_max, config.memory.bytes_max, config.memory.ttl_s)
         self.coherence = Coherence(self.stream, names, self.cache, lambda: self.epochs, writer_id)
+        self.replicas: Replicas | None = None
         self.durability = Durability(self.table, lambda: self.epochs.newest)
         self.counts = Counts()
         self.epochs = Epochs("", "", (0,), (0,))
@@ -211,17 +213,15 @@ class Core:
     # --- reads ----------------------------------------------------------------------------------------------
 
     async def message(self, target: Target, timeout_ms: int | None = None) -> Message | None:
-        """A key's message by direct get. With replicas a follower may answer: what it lacks, or what is older than
-        this process's own writes, is asked of the leader (I5, flow rule 9)."""
-        message = await self.stream.get(target.wire, timeout_ms)
-        if self.config.kv.replicas > 1 and (message is None or message.sequence < self.own_sequence):
-            return await self.stream.leader_get(target.subject)
-        return message
+        """A key's message by direct get; in a cluster none that is older than what this process has seen (rule 9)."""
+        if self.replicas is not None:
+            return await self.replicas.message(target, timeout_ms or self.config.kv.request_timeout_ms)
+        return await self.stream.get(target.wire, timeout_ms)
 
     async def leader_message(self, target: Target, timeout_ms: int | None = None) -> Message | None:
         """A key's message as the stream's leader holds it; one server is its own leader."""
-        if self.config.kv.replicas > 1:
-            return await self.stream.leader_get(target.subject)
+        if self.replicas is not None:
+            return await self.replicas.leader_message(target, timeout_ms or self.config.kv.request_timeout_ms)
         return await self.stream.get(target.wire, timeout_ms)
 
     async def leader(self, target: Target, timeout_ms: int) -> Stored | None:
@@ -235,26 +235,26 @@ class Core:
 
     async def messages(self, targets: list[Target]) -> dict[str, Message]:
         """Many keys' messages by subject; one snapshot (at most 1,024 keys) unless they are too large for one."""
+        if self.replicas is not None:
+            return await self.replicas.messages(targets, self.config.kv.request_timeout_ms)
         try:
             messages, _ = await self.stream.multi_get([target.subject for target in targets])
         except TooManyResults:
             answers = await asyncio.gather(*(self.message(target) for target in targets))
             return {message.subject: message for message in answers if message is not None}
-        found = {message.subject: message for message in messages}
-        if self.config.kv.replicas > 1:
-            for target in targets:
-                message = found.get(target.subject)
-                if message is None or message.sequence < self.own_sequence:
-                    confirmed = await self.stream.leader_get(target.subject)
-                    if confirmed is not None:
-                        found[target.subject] = confirmed
-        return found
+        return {message.subject: message for message in messages}
 
     async def live(self, filter_subject: str, first: int = 1) -> AsyncIterator[Message]:
         """Live entries in sequence order. UnavailableError when the listing cannot be completed: it is never short."""
+        source = self.stream if self.replicas is None else self.replicas
         with reading():
-            async for message in self.stream.live(filter_subject, first):
+            async for message in source.live(filter_subject, first):
                 yield message
+
+    def met(self, subject: str, sequence: int) -> None:
+        """This process has written or shown a key at this sequence; in a cluster followers may not know it yet."""
+        if self.replicas is not None:
+            self.replicas.met(subject, sequence)
 
     async def consumer(self, name: str) -> ConsumerInfo | None:
         """The flusher's durable; None when there is no such consumer."""
@@ -360,10 +360,15 @@ class Core:
             if self.epochs.created:
                 log.warning("epoch %d begins: the stream of %s is another one", epochs.newest, info.created)
             self.mended = self.seen_sequence = self.own_sequence = 0  # they speak of another life of the stream
+            if self.replicas is not None:
+                self.replicas.forget()
         self.epochs = epochs
         return info
 
     def _learn(self, info: StreamInfo) -> None:
+        if self.replicas is None and info.config.get("num_replicas", 1) > 1:
+            self.replicas = Replicas(self.stream, self.coherence)
+            self.coherence.met = self.replicas.met
         self.durable_name = info.metadata.get(DURABLE_KEY)
         self.last_sequence = info.last_seq
         self.seen_sequence = max(self.seen_sequence, info.last_seq)

@@ -99,6 +99,7 @@ class Reader:
             await points.hit("read.answered")
         found, over = await self._judge(target, message, backoff)
         if found is not None:
+            core.met(target.subject, found[0].version.revision)
             core.cache.fill(target.subject, found[0], ticket)
             if core.gone(found[0]):
                 found = None
@@ -184,6 +185,7 @@ class Reader:
             pair = found.get(target.key)
             core.counts.hit(pair)
             if pair is not None:
+                core.met(target.subject, pair[0].version.revision)
                 core.cache.fill(target.subject, pair[0], ticket)
         return found
 

@@ -263,6 +263,7 @@ class Writer:
         )  # fmt: skip
         if sequence > core.own_sequence:
             core.own_sequence = sequence
+        core.met(target.subject, sequence)
         if sent.ticket is not None:
             core.cache.own_write(target.subject, stored, sent.ticket)
         elif core.coherence.listening:  # since it was sent; a read may have found what was there before
