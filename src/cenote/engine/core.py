@@ -111,6 +111,7 @@ class Core:
         self.cache = Cache(config.memory.entries_max, config.memory.bytes_max, config.memory.ttl_s)
         self.coherence = Coherence(self.stream, names, self.cache, lambda: self.epochs, writer_id)
         self.replicas: Replicas | None = None
+        self.incarnation = ""
         self.durability = Durability(self.table, lambda: self.epochs.newest)
         self.counts = Counts()
         self.epochs = Epochs("", "", (0,), (0,))
@@ -371,12 +372,16 @@ class Core:
             self.coherence.met = self.replicas.met
         self.durable_name = info.metadata.get(DURABLE_KEY)
         self.last_sequence = info.last_seq
+        # A majority took over what the leader before had acknowledged: reads need not wait, if nothing is missing.
+        goes_on = (
+            self.replicas is not None and self.mended and info.last_seq >= max(self.seen_sequence, self.own_sequence)
+        )
         self.seen_sequence = max(self.seen_sequence, info.last_seq)
         self.entries = info.messages
-        start = incarnation(self.link, info)
+        self.incarnation = start = incarnation(self.link, info)
         name = self.durable_name or ""
         self.current_durable = name if start and name.startswith(durable_prefix(self.epochs.newest, start)) else None
-        if start and (self.owned or info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)):
+        if start and (self.owned or goes_on or info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)):
             self.mended = info.generation
         bytes_max = info.config["max_bytes"]
         self.fill_share = info.bytes / bytes_max if bytes_max > 0 else 0.0

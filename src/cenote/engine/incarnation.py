@@ -2,7 +2,13 @@
 
 A server that starts may have lost what it had not synced, so each start is an incarnation of its own: flushes are
 bound to one, and so are a durable consumer and what is known to be mended.
+
+In a cluster the server that a process happens to be connected to says nothing: two processes on two servers must agree.
+There the term of the stream's leader is the incarnation, which changes whenever another server's log becomes the truth,
+and when the leader itself starts anew.
 """
+
+import hashlib
 
 from cenote.kv.bucket import StreamInfo
 from cenote.kv.link import Link
@@ -10,7 +16,11 @@ from cenote.kv.link import Link
 
 def incarnation(link: Link, info: StreamInfo) -> str:
     """The incarnation that answered `info` on the present connection of `link`; "" if that is another one by now."""
-    return link.server_id if info.generation == link.generation else ""
+    if info.generation != link.generation:
+        return ""
+    if info.leader is None:
+        return link.server_id
+    return hashlib.sha256(f"{info.leader} {info.leader_since}".encode()).hexdigest()[:24]
 
 
 def durable_prefix(epoch: int, start: str) -> str:

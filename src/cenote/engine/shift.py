@@ -343,6 +343,8 @@ class Shift:
                 raise ShiftOver("the stream is another store's")
             if core.epochs != self._epochs:
                 raise ShiftOver("the epoch is another one")
+            if core.incarnation not in ("", self._guard.incarnation):
+                raise ShiftOver("the stream has another leader")
             await self._keep_durable()
             self._fill_board()
             async with asyncio.timeout(limits.LEASE_EXPIRE_MS / 1000):
