@@ -56,47 +56,36 @@ async def test_rows_go_over_to_the_epoch_of_their_time(table: StateTable) -> Non
 @pytest.mark.parametrize(
     ("claim", "same"),
     [
-        (Claim("created-2", NOW_US, frozenset({STORE}), "start-9", ""), True),
-        (Claim("created-2", NOW_US, frozenset(), "start-1", ""), True),
-        (Claim("created-2", NOW_US, frozenset(), "start-9", "home-1"), True),
-        (Claim("created-2", NOW_US, frozenset(), "start-9", ""), False),
-        (Claim("created-2", NOW_US, frozenset(), "start-9", "home-9"), False),
-        (Claim("created-2", NOW_US, frozenset(), "", ""), False),
-        (Claim("created-2", NOW_US, frozenset({str(uuid4())}), "start-1", "home-1"), False),
-        (Claim("created-2", NOW_US, frozenset({STORE, str(uuid4())}), "start-1", "home-1"), False),
+        (Claim("created-2", NOW_US, frozenset({STORE}), ""), True),
+        (Claim("created-2", NOW_US, frozenset(), "home-1"), True),
+        (Claim("created-2", NOW_US, frozenset(), ""), False),
+        (Claim("created-2", NOW_US, frozenset(), "home-9"), False),
+        (Claim("created-2", NOW_US, frozenset({str(uuid4())}), "home-1"), False),
+        (Claim("created-2", NOW_US, frozenset({STORE, str(uuid4())}), "home-1"), False),
     ],
-    ids=[
-        "same store",
-        "same start",
-        "same home",
-        "nothing",
-        "other home",
-        "unknown start",
-        "other store",
-        "two stores",
-    ],
+    ids=["same store", "same home", "nothing", "other home", "other store", "two stores"],
 )
 async def test_a_stream_that_may_be_another_one_begins_no_epoch(table: StateTable, claim: Claim, same: bool) -> None:
-    await table.settle_epoch(Claim("created-1", 0, frozenset({STORE}), "start-1", "home-1"))
+    await table.settle_epoch(Claim("created-1", 0, frozenset({STORE}), "home-1"))
     rows = await table.settle_epoch(claim)
     assert [row.stream_created for row in rows] == ["created-1", "created-2"][: 1 + same]
     assert await table.settle_epoch(claim) == rows, "known by now, or still refused"
     if same:
         newest = rows[-1]
         assert (newest.epoch, newest.from_us, newest.store_id) == (2, NOW_US, STORE)
-        assert await table.set_incarnation(2, claim.server_start, "start-10")
+        assert await table.set_incarnation(2, "", "start-10")
         assert await table.flush([row(epoch=2)], Guard(2, "start-10"), beat()) is not None
 
 
 async def test_an_empty_database_is_not_for_a_stream_that_names_a_store(db: Database) -> None:
     table = StateTable(db, db.names)
-    assert await table.settle_epoch(Claim("created-1", NOW_US, frozenset({STORE}), "start-1", "")) == []
-    assert len(await table.settle_epoch(Claim("created-1", NOW_US, frozenset(), "start-1", ""))) == 1
+    assert await table.settle_epoch(Claim("created-1", NOW_US, frozenset({STORE}), "")) == []
+    assert len(await table.settle_epoch(Claim("created-1", NOW_US, frozenset(), ""))) == 1
 
 
 async def test_many_processes_settle_an_empty_database_at_once(pg: object, db: Database) -> None:
     tables = [StateTable(db, db.names) for _ in range(6)]
-    claim = Claim("c", NOW_US, frozenset(), "start-1", "")
+    claim = Claim("c", NOW_US, frozenset(), "")
     settled = await asyncio.gather(*(each.settle_epoch(claim) for each in tables))
     assert len({tuple(rows) for rows in settled}) == 1
     ((first,),) = {tuple(rows) for rows in settled}

@@ -59,9 +59,9 @@ def foreign(found: Look, newest: EpochRow | None, home: str | None) -> SetupErro
 
 
 def _strangers(named: frozenset[str], newest: EpochRow | None) -> SetupError:
-    stream = " and ".join(sorted(named)) or "no store"
-    database = "no store" if newest is None else newest.store_id
-    words = f"this NATS belongs to store {stream}, this PostgreSQL to store {database}"
+    stream = f"store {' and '.join(sorted(named))}" if named else "no store"
+    database = "no store" if newest is None else f"store {newest.store_id}"
+    words = f"this NATS belongs to {stream}, this PostgreSQL to {database}"
     if not named:
         words += ": either it is another NATS, or it has lost everything"
     return SetupError(
@@ -173,4 +173,4 @@ async def _found(link: Link, names: Names, bucket: str, deadline_ms: int) -> Str
 def _claim(link: Link, info: StreamInfo | None, named: set[str]) -> Claim:
     created, created_us = ("", 0) if info is None else (info.created, parse_time_us(info.created.encode()))
     embedded = _EMBEDDED.fullmatch(link.server_name)
-    return Claim(created, created_us, frozenset(named), link.server_id, embedded[1] if embedded else "")
+    return Claim(created, created_us, frozenset(named), embedded[1] if embedded else "")

@@ -73,7 +73,7 @@ class EpochTable:
         owner = newest.store_id if newest else str(uuid4())
         reason = "the stream was recreated" if newest else "the first"
         seen = None if newest is None else (newest.epoch, newest.incarnation or "")
-        new = NewEpoch(claim.created_us, owner, claim.stream_created, claim.server_start, "", reason)
+        new = NewEpoch(claim.created_us, owner, claim.stream_created, "", "", reason)
         began = await self._insert(tx, seen, new)
         assert began, "the advisory lock is held by all who begin an epoch"
 
@@ -144,9 +144,8 @@ def refused(claim: Claim, newest: EpochRow | None, home: str | None) -> bool:
     """Whether a stream without an epoch of its own must not have this database (rule 8).
 
     Created anew, or another NATS? Nothing in a new stream tells. It is the same NATS when its neighbours, the other two
-    buckets, name this very store; when its server has not been restarted since it was flushed from; or when it is the
-    embedded one of the same data directory. Names that people give to servers prove nothing: two machines may well
-    use the same ones.
+    buckets, name this very store, or when it is the embedded one of the same data directory. Names that people give to
+    servers prove nothing: two machines may well use the same ones.
     """
     if newest is None:
         return bool(claim.store_ids)
@@ -154,5 +153,4 @@ def refused(claim: Claim, newest: EpochRow | None, home: str | None) -> bool:
         return False
     if claim.store_ids:
         return {UUID(store_id) for store_id in claim.store_ids} != {UUID(newest.store_id)}
-    same_start = bool(claim.server_start) and newest.incarnation == claim.server_start
-    return not (same_start or (bool(claim.home) and claim.home == home))
+    return claim.home == "" or claim.home != home

@@ -236,9 +236,9 @@ class Database:
         except asyncpg.UndefinedTableError:
             found = None
         if found is None or UUID(found) != UUID(self.store_id):
-            named = found or "none yet"
+            named = f"store {found}" if found else "no store"
             raise SetupError(
-                f"this PostgreSQL belongs to store {named}, this process to store {self.store_id}",
+                f"this PostgreSQL belongs to {named}, this process to store {self.store_id}",
                 tier=TIER,
                 hint="give it its own sql.url again, or join the two for good: cenote adopt",
             )

@@ -96,13 +96,12 @@ class NewEpoch(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a stream brings forward to be the one of a database: the ids of stores that it or its neighbours name, the
-    start of its server, and the data directory of an embedded one ("" for others)."""
+    """What a stream brings forward to be the one of a database: the ids of stores that it or its neighbours name, and
+    the data directory of an embedded NATS ("" for others)."""
 
     stream_created: str
     created_us: int
     store_ids: frozenset[str]
-    server_start: str
     home: str
 
 
