@@ -38,6 +38,8 @@ LEASE_EXPIRE_MS: Final = 1_500  # … and another takes over when it saw no rene
 ACK_WAIT_S: Final = 5  # the server redelivers an unacked entry after this (rule 18)
 ACK_PROGRESS_MS: Final = 1_000  # a flusher that still holds entries says so this often (rule 18)
 UNKNOWN_FORMAT_DELAY_S: Final = 30  # an entry of an unknown format is offered again after this (rule 22)
+PRUNE_LOOKS: Final = 25  # each so many looks at PostgreSQL, 10 s, the oldest commits of the change feed are …
+PRUNE_COMMITS_MAX: Final = 2_000  # … removed, so many at a time: more than a flusher can make in that time
 REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips so many sequences
 
 # --- queues and batches --------------------------------------------------------------------------------------
@@ -48,6 +50,7 @@ HYDRATE_WINDOW_BYTES: Final = 4 * MIB  # clean copies on their way to KV at a ti
 FOREIGN_FLUSHER_S: Final = 10  # who committed so lately may be alive: nothing is adopted (flow rule 8)
 HYDRATE_PAGE_KEYS: Final = 1_000  # keys of one hydration page
 LIST_PAGE_KEYS: Final = 1_000  # keys of one listing page
+CHANGES_PAGE_COMMITS: Final = 100  # commits of one page of the change feed, each of at most a flush's keys
 SCAN_PAGE_KEYS: Final = 10_000  # entries of one page of a stream scan; for each the server counts what is left
 PULL_BYTES_MAX: Final = 16 * MIB  # bytes of undelivered entries one flusher asks for at a time
 WATCH_QUEUE_MAX: Final = 65_536  # events a slow watcher may fall behind before it resynchronises

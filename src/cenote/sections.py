@@ -151,6 +151,9 @@ class FlushConfig(_Section):
     window_ms: Milliseconds = Field(default=200, description="promised age of an unflushed write; older is degraded")
     backlog_count_max: Count = Field(default=1_000_000, description="unflushed entries above which writes are refused")
     drain_ms: Annotated[int, Field(ge=0, le=86_400_000)] = Field(default=5000, description="wait for SQL when leaving")
+    changes_s: Annotated[float, Field(gt=0, le=limits.TTL_S_MAX)] = Field(
+        default=604_800, description="how long `store.changes()` can look back"
+    )
 
     @model_validator(mode="after")
     def _relations(self) -> "FlushConfig":

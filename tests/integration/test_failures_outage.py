@@ -14,6 +14,7 @@ import cenote
 from cenote.engine.cache import Cache
 from cenote.engine.core import Core
 from cenote.engine.evictor import Evictor
+from cenote.engine.lineage import Lineage
 from cenote.testing import FaultProxy, TestServers, frozen
 from witness import another, demand, eventually, evict_all, in_kv, reached, tables, toothed
 
@@ -32,11 +33,11 @@ def port(servers: TestServers, name: str) -> int:
 def the_floor_under_eviction(patch: pytest.MonkeyPatch) -> None:
     """Age alone decides what leaves KV, as a bucket's own time to live would."""
 
-    async def whoever(self: Evictor) -> None:
+    async def whoever(self: Lineage) -> None:
         return None
 
     patch.setattr(Evictor, "_aged", lambda self, floor: sys.maxsize)
-    patch.setattr(Evictor, "_same_database", whoever)
+    patch.setattr(Lineage, "demand", whoever)
 
 
 def the_bound_of_the_backlog(patch: pytest.MonkeyPatch) -> None:

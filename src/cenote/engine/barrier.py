@@ -11,6 +11,7 @@ from uuid import UUID
 
 from cenote.engine import entries
 from cenote.engine.core import Core
+from cenote.engine.lineage import flushes_into
 from cenote.errors import CodecError, NotDurableError, OutcomeUnknownError, UnavailableError
 from cenote.model import key as keys
 from cenote.model.entry import Version
@@ -59,6 +60,8 @@ class Barrier:
             info = await self._core.stream.info()
             start = info.last_seq
         await self._floor_reaches(start)
+        while up_to is None and not await self._of_this_database():  # who leaves only waits, and asks no other server
+            await self._floor_reaches(start)
         await self._committed(await self._live(">", start + 1))
         self._same_connection()
 
@@ -113,6 +116,19 @@ class Barrier:
             else:
                 await core.probe_once()
             await asyncio.sleep(next(polls, _POLL_S[-1]))
+
+    async def _of_this_database(self) -> bool:
+        """Whether what the durable has settled was committed by the very PostgreSQL that answers now (flow rule 5)."""
+        core, name = self._core, self._core.current_durable
+        try:
+            identity = await core.db.identity()
+        except UnavailableError:
+            identity = None  # the caller's own timeout decides how long that may last
+        if name is not None and identity is not None and flushes_into(name, identity):
+            return True
+        await core.probe_once()
+        await asyncio.sleep(_POLL_S[-1])
+        return False
 
     async def _any_live(self, first: int, last: int) -> bool:
         core = self._core

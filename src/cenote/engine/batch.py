@@ -1,6 +1,7 @@
 """From delivered messages to the rows of one flush (I7; flow rules 14, 22).
 
-Newest sequence per key wins inside a batch; clean copies and our own reserved entries are acknowledged without SQL;
+Newest sequence per key wins inside a batch; clean copies, once a durable has been through what was there when it began,
+and our own reserved entries are acknowledged without SQL;
 what cannot be read is told apart: a newer format is offered again later, anything else is poison.
 """
 
@@ -14,7 +15,7 @@ from cenote.engine.epoch import Epochs
 from cenote.errors import CodecError, ConsistencyError
 from cenote.kv.message import Message, header_value
 from cenote.model import key as keys
-from cenote.model.entry import UnknownFormat
+from cenote.model.entry import Stored, UnknownFormat, Version
 from cenote.sql.rows import Row
 
 
@@ -53,8 +54,11 @@ def _agent(token: str) -> keys.AgentRef | None:
         return None
 
 
-def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int) -> Batch:
+def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int, first_pass: int) -> Batch:
     """Sort deliveries into a batch. Pure: touches no server.
+
+    Clean copies up to the sequence `first_pass` go to SQL under their original version: what they were made from may
+    be lost there (flow rule 5).
 
     A batch ends when its texts exceed `limits.FLUSH_BYTES_MAX`: small compressed entries may be large texts, and a
     statement must stay within PostgreSQL's time limit (I13).
@@ -74,7 +78,7 @@ def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int) ->
             continue
         token, _, key_token = subject[prefix_length:].partition(".")
         agent = _agent(token)
-        if agent is not None and _sort(batch, delivery, agent, key_token, epochs):
+        if agent is not None and _sort(batch, delivery, agent, key_token, epochs, first_pass):
             agents[token] = agent
             if batch.rows:
                 text_bytes += len(batch.rows[-1].value or "")
@@ -85,16 +89,19 @@ def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int) ->
     return batch
 
 
-def _sort(batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str, epochs: Epochs) -> bool:
+def _sort(
+    batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str, epochs: Epochs, first_pass: int
+) -> bool:
     """Put one entry where it belongs; whether SQL will have something of the agent. Agents that cannot be decoded, and
     keys, are reserved subjects or foreign ones: nobody can own them, and they are settled like clean copies."""
     try:
         row_key = keys.sql_key(keys.decode_token(key_token))
     except CodecError:
         return False
+    stored: Stored | None = None
     try:
         stored = entries.from_message(delivery.message, epochs)
-        if stored.clean:
+        if stored.clean and (delivery.message.sequence > first_pass or stored.version == entries.ABSENT.version):
             return False
         batch.rows.append(entries.to_row(agent, row_key, stored))
     except UnknownFormat:
@@ -103,14 +110,16 @@ def _sort(batch: Batch, delivery: Delivery, agent: keys.AgentRef, key_token: str
         return False
     except (CodecError, ConsistencyError, ValueError, RecursionError) as error:
         message = delivery.message
-        batch.poison.append(Poison(_quarantined(message, agent, row_key, epochs), str(error), _line(message)))
+        batch.poison.append(Poison(_quarantined(message, agent, row_key, epochs, stored), str(error), _line(message)))
     return True
 
 
-def _quarantined(message: Message, agent: keys.AgentRef, row_key: str, epochs: Epochs) -> Row:
+def _quarantined(message: Message, agent: keys.AgentRef, row_key: str, epochs: Epochs, stored: Stored | None) -> Row:
+    version, time_us = Version(epochs.newest, message.sequence), message.time_us
+    if stored is not None and stored.clean:
+        version, time_us = stored.version, stored.written_us
     return Row(
-        agent.id, row_key, None, message.payload, message.sequence, epochs.newest,
-        message.time_us, False, True, None,
+        agent.id, row_key, None, message.payload, version.revision, version.epoch, time_us, False, True, None
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ One `STREAM.PURGE` below N per tick, N = min(first sequence younger than `state.
 is one that was recorded at least the minimum eviction age ago, so every entry removed is older than that age, and
 was flushed that long ago. All other facts are read on this connection, less than a second before the purge, which is
 sent once and never repeated. SQL is asked who it is between the wait and the purge: a database that failed over or
-went back in time may have lost what the floor promises.
+went back in time since the shift began may have lost what the floor promises (`engine/lineage.py`).
 """
 
 import asyncio
@@ -14,8 +14,9 @@ from collections import deque
 
 from cenote import limits, points
 from cenote.engine.core import Core
-from cenote.errors import CenoteError, ConsistencyError
-from cenote.sql.pool import SqlIdentity
+from cenote.engine.lease import Board
+from cenote.engine.lineage import Lineage
+from cenote.errors import CenoteError
 
 log = logging.getLogger("cenote.engine")
 
@@ -23,12 +24,12 @@ log = logging.getLogger("cenote.engine")
 class Evictor:
     """Runs inside the active flusher's shift and uses that shift's durable only."""
 
-    def __init__(self, core: Core, durable: str) -> None:
+    def __init__(self, core: Core, durable: str, lineage: Lineage | None = None) -> None:
         self._core = core
         self._durable = durable
         self._generation = core.link.generation
         self._floors: deque[tuple[float, int]] = deque()
-        self._identity: SqlIdentity | None = None
+        self._lineage = lineage or Lineage(core, Board())  # of its own: what it sees first must stay
         ttl_s = core.config.state.ttl_s
         self._tick_s = min(15.0, max(0.25, ttl_s / 8))
 
@@ -44,14 +45,14 @@ class Evictor:
     async def tick(self) -> int:
         """Evict what may be evicted now; the number of entries removed."""
         core = self._core
-        await self._same_database()  # the first time, before any floor is recorded
+        await self._lineage.demand()  # the first time, before any floor is recorded
         consumer = await core.consumer(self._durable)
         if consumer is None or core.link.generation != self._generation:
             return 0
         floor = self._aged(consumer.floor)
         if floor is None:
             return 0
-        await self._same_database()
+        await self._lineage.demand()
         facts_at = time.monotonic()
         info = await core.stream.info()
         if info.created != core.epochs.created or info.messages == 0:
@@ -83,10 +84,3 @@ class Evictor:
         if aged is not None:
             self._floors.appendleft((now - limits.EVICT_AGE_MIN_MS / 1000, aged))
         return aged
-
-    async def _same_database(self) -> None:
-        identity = await self._core.db.identity()
-        if self._identity is None:
-            self._identity = identity
-        elif identity != self._identity:
-            raise ConsistencyError(f"I11: PostgreSQL is another one: {self._identity} became {identity}")

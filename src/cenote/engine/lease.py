@@ -23,7 +23,8 @@ _LEASE_KEY = "=lease.flush"
 
 @dataclass
 class Board:
-    """What the active flusher tells of itself; times are KV server times in ms."""
+    """What the active flusher tells of itself; times are KV server times in ms. `sql_commits` and `sql_committed_us`
+    name the last commit it has seen in PostgreSQL, `sql_commits_lost` counts those that were gone later."""
 
     holder: str = ""
     pid: int = 0
@@ -43,6 +44,14 @@ class Board:
     quarantined: int = 0
     unknown_formats: int = 0
     sql_down_since_ms: int | None = None
+    sql_commits: int = 0
+    sql_committed_us: int = 0
+    sql_commits_lost: int = 0
+
+    def inherit(self, before: "Board") -> None:
+        """What a flusher must know of those before it: how far they had seen PostgreSQL come (flow rule 5)."""
+        self.sql_commits, self.sql_committed_us = before.sql_commits, before.sql_committed_us
+        self.sql_commits_lost = before.sql_commits_lost
 
     def alive(self, now_ms: int) -> bool:
         """Whether the holder renewed it within twice the expiry time."""
@@ -68,7 +77,9 @@ class Lease:
         if held.sequence != self._watched:
             self._watched, self._watched_since = held.sequence, time.monotonic()
         idle_ms = (time.monotonic() - self._watched_since) * 1000
-        if _parse(held.payload).holder in ("", self._holder) or idle_ms >= limits.LEASE_EXPIRE_MS:
+        before = _parse(held.payload)
+        if before.holder in ("", self._holder) or idle_ms >= limits.LEASE_EXPIRE_MS:
+            board.inherit(before)
             return await self._claim(held.sequence, board)
         return False
 

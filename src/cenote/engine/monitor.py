@@ -29,6 +29,7 @@ class Stats:
         hits: reads of this process by the tier that answered, and misses.
         flushed, commits, evicted, quarantined, unknown_formats: of the active flusher since it began.
         hydrated, writes: of this process since it opened the store.
+        sql_commits_lost: commits that PostgreSQL had and then had no more, because it went back in time; 0 is the rule.
         flusher: the process that flushes, "" when none does.
         epoch: the newest epoch.
     """
@@ -51,6 +52,7 @@ class Stats:
     quarantined: int
     unknown_formats: int
     writes: int
+    sql_commits_lost: int
     flusher: str
     epoch: int
     hits: dict[str, int] = field(default_factory=dict)
@@ -81,7 +83,8 @@ async def stats(machines: Machines) -> Stats:
         violations=board.violations if board else 0, flushed=board.flushed if board else 0,
         commits=board.commits if board else 0, evicted=board.evicted if board else 0, hydrated=counts.hydrated,
         quarantined=board.quarantined if board else 0, unknown_formats=board.unknown_formats if board else 0,
-        writes=counts.writes, flusher=board.holder if alive and board else "", epoch=core.epochs.newest,
+        writes=counts.writes, sql_commits_lost=board.sql_commits_lost if board else 0,
+        flusher=board.holder if alive and board else "", epoch=core.epochs.newest,
         hits={"memory": counts.hits_l1, "kv": counts.hits_kv, "sql": counts.hits_sql, "miss": counts.misses},
     )  # fmt: skip
 

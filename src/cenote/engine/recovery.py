@@ -7,6 +7,7 @@ entry goes through the fence, then the stream is purged past anything that it ca
 """
 
 import logging
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -86,11 +87,11 @@ async def _batches(stream: StateStream, epochs: Epochs, names: Names) -> AsyncIt
     async for message in stream.live(prefix + ">"):
         waiting.append(Delivery(message, b""))
         if len(waiting) >= _BATCH:
-            batch = build(waiting, epochs, len(prefix))
+            batch = build(waiting, epochs, len(prefix), sys.maxsize)
             waiting = batch.rest
             yield batch
     while waiting:
-        batch = build(waiting, epochs, len(prefix))
+        batch = build(waiting, epochs, len(prefix), sys.maxsize)
         waiting = batch.rest
         yield batch
 

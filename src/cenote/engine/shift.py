@@ -23,6 +23,7 @@ from cenote.engine.fence import Look, looker, pass_fence
 from cenote.engine.incarnation import durable_prefix, incarnation
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
+from cenote.engine.lineage import Lineage
 from cenote.engine.mender import mend_once, take_over
 from cenote.engine.registrar import Registrar
 from cenote.engine.rewind import Envelope, examined, stale
@@ -69,6 +70,8 @@ class Shift:
         self._inbox: list[Delivery] = []
         self._inbox_since = 0.0
         self._seen_before = 0
+        self._first_pass = 0
+        self._lineage = Lineage(core, board)
         self._envelope = Envelope(None)
         self._ripe = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -96,7 +99,7 @@ class Shift:
         self._pull.start()
         jobs: list[Coroutine[Any, Any, None]] = [
             self._flush_for_ever(), self._keep_lease(), self._keep_hold(), self._names.keep_trying(),
-            Evictor(core, self.durable).run(),
+            self._lineage.keep(), Evictor(core, self.durable, self._lineage).run(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
@@ -139,11 +142,16 @@ class Shift:
         if not start or core.link.generation != self._generation:
             raise ShiftOver("the connection is another one")
         self._guard = self._guard._replace(incarnation=start)
-        self.durable = durable_prefix(self._guard.epoch, start)
+        self.durable = await self._lineage.durable(
+            durable_prefix(self._guard.epoch, start), info.metadata.get(DURABLE_KEY)
+        )
         high_water = await take_over(core, self._guard.epoch, start, seen, info.last_seq)
         self._envelope = Envelope(high_water)
         batch, flushers = self._config.batch_count_max, self._config.active_max
-        await ensure_consumer(core.link, core.stream.name, self.durable, batch=batch, flushers=flushers)
+        consumer = await ensure_consumer(
+            core.link, core.stream.name, self.durable, batch=batch, flushers=flushers, first_pass=info.last_seq
+        )
+        self._first_pass = consumer.first_pass
         old = info.metadata.get(DURABLE_KEY)
         if old != self.durable:
             await core.stream.update_metadata({DURABLE_KEY: self.durable})
@@ -227,7 +235,7 @@ class Shift:
         core = self._core
         if points.armed:
             await points.hit("flush.taken")
-        batch = build(taken, self._epochs, self._prefix_length)
+        batch = build(taken, self._epochs, self._prefix_length, self._first_pass)
         started = time.monotonic()
         if batch.rows or batch.poison:
             await self._until_committed(batch, max((one.message.sequence, one.message.time_us) for one in taken))

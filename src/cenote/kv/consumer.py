@@ -20,6 +20,7 @@ from cenote.kv.message import delivery, header_value
 
 _NS = 1_000_000_000
 _EXISTS = 10148
+_FIRST_PASS = "cenote.first_pass"
 _EXPIRES_S = 10
 _HEARTBEAT_S = 0.5
 _REQUESTS = 4  # how many requests may share the bytes that are granted: more would wait for each other
@@ -46,8 +47,13 @@ class ConsumerInfo(NamedTuple):
     config: dict[str, Any]
     generation: int
 
+    @property
+    def first_pass(self) -> int:
+        """The stream's last sequence when the durable was created: up to here it delivers what others have seen."""
+        return int((self.config.get("metadata") or {}).get(_FIRST_PASS, 0))
 
-def consumer_config(name: str, *, batch: int, flushers: int) -> dict[str, Any]:
+
+def consumer_config(name: str, *, batch: int, flushers: int, first_pass: int) -> dict[str, Any]:
     """Explicit acks, everything from the start, redelivery for ever (nats facts 3, rule 18)."""
     return {
         "name": name,
@@ -58,11 +64,16 @@ def consumer_config(name: str, *, batch: int, flushers: int) -> dict[str, Any]:
         "ack_wait": limits.ACK_WAIT_S * _NS,
         "max_deliver": -1,
         "max_ack_pending": 2 * batch * (flushers + 1),
+        "metadata": {_FIRST_PASS: str(first_pass)},
     }
 
 
-async def ensure_consumer(link: Link, stream: str, name: str, *, batch: int, flushers: int = 1) -> ConsumerInfo:
+async def ensure_consumer(
+    link: Link, stream: str, name: str, *, batch: int, flushers: int = 1, first_pass: int = 0
+) -> ConsumerInfo:
     """Create the durable, or take the one that exists (its settings are not changed, rule 22).
+
+    first_pass: the stream's last sequence, which a durable that is created now keeps for all its users.
 
     Raises:
         SetupError: it exists, and with its settings some entries would never be flushed.
@@ -70,7 +81,7 @@ async def ensure_consumer(link: Link, stream: str, name: str, *, batch: int, flu
     body = {
         "stream_name": stream,
         "action": "create",
-        "config": consumer_config(name, batch=batch, flushers=flushers),
+        "config": consumer_config(name, batch=batch, flushers=flushers, first_pass=first_pass),
     }
     try:
         return _info(await link.api(f"CONSUMER.CREATE.{stream}.{name}", body), link.generation)

@@ -46,14 +46,15 @@ logging.getLogger("asyncpg.pool").addFilter(lambda record: "connection floor" no
 
 
 class SqlIdentity(NamedTuple):
-    """Which history of which cluster answers: either changes when a failover or a restore lost commits
-    (rule 5)."""
+    """Which start of which history of which cluster answers: when a failover or a restored data directory lost
+    commits, one of them has changed (rule 5)."""
 
     system_identifier: int
     timeline: int
+    started_us: int
 
     def __str__(self) -> str:
-        return f"{self.system_identifier}/{self.timeline}"
+        return f"{self.system_identifier}/{self.timeline}/{self.started_us}"
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
@@ -155,7 +156,7 @@ class Database:
         if row["in_recovery"]:
             await self.expire()
             raise UnavailableError("PostgreSQL is a standby: it cannot be written to", tier=TIER)
-        return SqlIdentity(row["system_identifier"], row["timeline"])
+        return SqlIdentity(row["system_identifier"], row["timeline"], row["started_us"])
 
     async def expire(self) -> None:
         """Replace every connection by a new one before its next use."""

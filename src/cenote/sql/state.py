@@ -12,6 +12,7 @@ from uuid import UUID
 
 from cenote.naming import Names
 from cenote.sql.agents import AgentTable
+from cenote.sql.changes import ChangeTable
 from cenote.sql.dead_letters import DeadLetterTable
 from cenote.sql.epochs import EpochTable
 from cenote.sql.errors import TIER, DataRefused
@@ -29,7 +30,7 @@ _VALUE_END: Final = "\x1f"  # JSON text holds no control characters
 _ABOVE_ALL_KEYS: Final = _LAST_CHAR * 501  # 2,004 bytes: a key has at most 2,000
 
 
-class StateTable(EpochTable, DeadLetterTable, AgentTable):
+class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable):
     """Everything the engine asks of SQL: this class for the rows themselves, its bases for what stands
     beside them."""
 
