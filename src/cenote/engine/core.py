@@ -331,7 +331,7 @@ class Core:
         generation = self.link.generation
         try:
             async with asyncio.timeout(limits.SILENCE_MS_MAX / 1000):
-                info: StreamInfo | None = await self.stream.info()
+                info: StreamInfo | None = await self.stream.info(limits.SILENCE_MS_MAX)
         except JsNotFound:
             info = None  # somebody deleted the bucket
         except TimeoutError as error:
@@ -341,11 +341,11 @@ class Core:
             self.coherence.restart()
         self._learn(info)
         self.stream.trust(generation)
+        if self.link.generation == generation:
+            self.coherence.probed(info.last_seq)
         consumer = None if self.durable_name is None else await self.consumer(self.durable_name)
         # Without a durable nobody can say what is flushed: everything may be dirty (I8).
         self.backlog = info.messages if consumer is None else consumer.pending + consumer.ack_pending
-        if self.link.generation == generation:
-            self.coherence.probed(info.last_seq)
 
     async def _settle(self) -> StreamInfo:
         self.db.store_id = None  # if it was given to this stream, its newest store is another one than before

@@ -203,9 +203,9 @@ class StateStream:
 
     # --- the stream itself -------------------------------------------------------------------------
 
-    async def info(self) -> StreamInfo:
-        """The stream as its leader describes it."""
-        return await stream_info(self.link, self.name)
+    async def info(self, deadline_ms: int = 0) -> StreamInfo:
+        """The stream as its leader describes it; with a deadline, asked again while nobody answers."""
+        return await stream_info(self.link, self.name, deadline_ms)
 
     async def update_metadata(self, changes: dict[str, str]) -> StreamInfo:
         """Set `cenote.*` metadata; callers hold the lock of the epochs row."""
