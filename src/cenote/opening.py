@@ -63,26 +63,40 @@ async def _connected(config: Config, servers: Servers | None) -> Machines:
             link.on_disconnect.append(servers.poke)
         db = Database(config.sql, config.retry, names)
         undo.push_async_callback(db.close)
-        sql_known = False
-        if config.migrates or config.flush.enabled:
-            try:
-                await agree(link, StateTable(db, names), names, config.kv.deadline_ms)
-                await migrate(db, "auto" if config.migrates else "check")
-                sql_known = True
-            except UnavailableError as error:
-                # KV alone takes writes; a store that KV does not know yet fails below, for it needs SQL to begin.
-                log.warning("PostgreSQL cannot be reached, so its schema was not checked: %s", error)
         core = Core(config, names, link, db, new_writer_id())
         undo.push_async_callback(core.close)
         core.owned = servers is not None and servers.nats is not None
-        await core.start()
-        if sql_known:
-            await belongs(core.table, core.epochs, core.stream)
+        if config.migrates or config.flush.enabled:
+            await _checked(core)
+        else:
+            await core.start()
         machines = build(core)
         if machines.flusher is not None:
             machines.flusher.start()
         undo.pop_all()
     return machines
+
+
+async def _checked(core: Core) -> None:
+    """Start the core with a look at the database: do the two belong together, does the schema fit? One connection that
+    is closed at once: of many processes with one store most never ask SQL anything else."""
+    config, names = core.config, core.names
+    db = Database(config.sql.model_copy(update={"pool_min": 1}), config.retry, names)
+    try:
+        table = StateTable(db, names)
+        sql_known = False
+        try:
+            await agree(core.link, table, names, config.kv.deadline_ms)
+            await migrate(db, "auto" if config.migrates else "check")
+            sql_known = True
+        except UnavailableError as error:
+            # KV alone takes writes; a store that KV does not know yet fails below, for it needs SQL to begin.
+            log.warning("PostgreSQL cannot be reached, so its schema was not checked: %s", error)
+        await core.start()
+        if sql_known:
+            await belongs(table, core.epochs, core.stream)
+    finally:
+        await db.close()
 
 
 async def start_servers(config: Config) -> Servers:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from cenote.limits import SERVER_LOG_BYTES_MAX
 
 CLEAN_ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
 _LINUX = sys.platform.startswith("linux")
+LOOK_IS_CHEAP = _LINUX  # elsewhere `alive` runs a program
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -157,6 +159,7 @@ def _began(pid: int) -> str | None:
     return None if fields[0] in "ZXx" else f"{fields[19]}@{_boot()}"
 
 
+@cache
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 
-from cenote import limits
 from cenote.engine.core import Core
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
@@ -27,6 +26,7 @@ class Flusher:
 
     def start(self) -> None:
         """Begin to compete for the lease."""
+        self._lease.listen()
         self._task = asyncio.create_task(self._run(), name="cenote-flusher")
 
     async def stop(self) -> None:
@@ -35,6 +35,7 @@ class Flusher:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._lease.close()
 
     async def _run(self) -> None:
         told = ""
@@ -49,12 +50,16 @@ class Flusher:
                     told = str(error)
             except Exception:
                 log.exception("flushing met an error of its own and begins anew")
-            await asyncio.sleep(limits.LEASE_RENEW_MS / 1000)
+            await self._lease.pause()
 
     async def _work(self) -> None:
         shift = self.shift = Shift(self._core, self._lease, self._board, self.lag)
+        leaving = False
         try:
             await shift.work()
+        except asyncio.CancelledError:
+            leaving = True
+            raise
         except ShiftOver as over:
             log.info("a flusher's shift ends: %s", over)
         except Rewound as rewound:
@@ -64,4 +69,4 @@ class Flusher:
             self.shift = None
             self._core.durability.hurry = None
             if self._core.link.connected and self._core.stream.ours:
-                await self._lease.release()
+                await self._lease.release(leaving=leaving)

@@ -4,21 +4,28 @@ The lease decides who pulls, for speed alone; what keeps two flushers from harm 
 clock: the holder renews its entry by compare-and-set, and whoever has watched the same sequence stand still for the
 expiry time takes over by compare-and-set on that very sequence. The entry's body is the board: lag, backlog and
 the moment when nothing was unflushed, readable without PostgreSQL.
+
+Who waits for the lease hears each renewal as the message that it is, and asks the server only after a silence: hundreds
+of processes that wait cost next to nothing. What is heard proves nothing; it only says when a try is worth it.
 """
 
+import asyncio
 import json
+import random
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cenote import limits
 from cenote.errors import CenoteError, OutcomeUnknownError, UnavailableError
-from cenote.kv.errors import WrongSequence
-from cenote.kv.link import Link
+from cenote.kv.errors import NoSpace, WrongSequence
+from cenote.kv.link import Link, Subscription
 from cenote.kv.single import SingleEntry
 from cenote.naming import QUERY_CACHE, Names
 
 _LEASE_KEY = "=lease.flush"
+_SPREAD_S = 0.15  # many who hear the same silence do not all ask at the same instant
+_dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 
 
 @dataclass
@@ -27,6 +34,7 @@ class Board:
     name the last commit it has seen in PostgreSQL, `sql_commits_lost` counts those that were gone later."""
 
     holder: str = ""
+    left: bool = False
     pid: int = 0
     host: str = ""
     renewed_ms: int = 0
@@ -68,14 +76,57 @@ class Lease:
         self._sequence = 0
         self._watched = 0
         self._watched_since = time.monotonic()
+        self._heard = b""
+        self._heard_at = float("-inf")
+        self._ear: Subscription | None = None
+        self._free = asyncio.Event()
+
+    def listen(self) -> None:
+        """Hear renewals from now on, so that `pause` can wait for their end."""
+        self._ear = self._entry.listen(self._hear)
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        if self._ear is not None:
+            self._ear.close()
+
+    def _hear(self, _subject: bytes, _reply: bytes, _header: bytes, payload: bytes) -> None:
+        holder = _parse(payload).holder
+        if holder == self._holder:
+            return  # what we hold ourselves, or held until now, need not be waited for
+        self._heard, self._heard_at = payload, time.monotonic()
+        if not holder:
+            self._free.set()
+
+    async def pause(self) -> None:
+        """Wait until a try is worth it: `limits.LEASE_RENEW_MS`, and on for as long as renewals are heard."""
+        wait_s = limits.LEASE_RENEW_MS / 1000
+        while wait_s > 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._free.wait()
+                self._free.clear()
+                await asyncio.sleep(_dice.random() * self._spread_s())
+                return
+            except TimeoutError:
+                silent_s = time.monotonic() - self._heard_at
+                wait_s = limits.LEASE_EXPIRE_MS / 1000 - silent_s
+                if wait_s > 0:
+                    wait_s += _dice.random() * _SPREAD_S
+
+    def _spread_s(self) -> float:
+        """Who leaves for good is followed at once. After a shift that failed, one of many tries, a little later: what
+        made it fail may make the others fail, and a lease that is free must not be fought over without a pause."""
+        return _SPREAD_S / 3 if _parse(self._heard).left else 2 * limits.LEASE_RENEW_MS / 1000
 
     async def acquire(self, board: Board) -> bool:
-        """Try once: take a free or expired lease. Call it every `limits.LEASE_RENEW_MS`."""
+        """Try once: take a free or expired lease. Call it again after `pause`."""
         held = await self._entry.read()
         if held is None:
             return await self._claim(0, board)
         if held.sequence != self._watched:
-            self._watched, self._watched_since = held.sequence, time.monotonic()
+            self._watched = held.sequence
+            self._watched_since = self._heard_at if held.payload == self._heard else time.monotonic()
         idle_ms = (time.monotonic() - self._watched_since) * 1000
         before = _parse(held.payload)
         if before.holder in ("", self._holder) or idle_ms >= limits.LEASE_EXPIRE_MS:
@@ -87,10 +138,11 @@ class Lease:
         """Write the board over our own entry; False when somebody else has taken over."""
         return await self._claim(self._sequence, board)
 
-    async def release(self) -> None:
-        """Let the next one take over at once; how far we came stays on the board, for lag grows from there (I8)."""
+    async def release(self, *, leaving: bool = False) -> None:
+        """Let the next one take over, at once if we leave for good; how far we came stays on the board, for lag grows
+        from there (I8)."""
         try:
-            await self._entry.write(_dump(replace(self._board, holder="")), expected=self._sequence)
+            await self._entry.write(_dump(replace(self._board, holder="", left=leaving)), expected=self._sequence)
         except (CenoteError, TimeoutError):
             return  # it expires by itself
 
@@ -105,6 +157,9 @@ class Lease:
             self._sequence = await self._entry.write(_dump(board), expected=expected)
         except WrongSequence:
             return False
+        except NoSpace:  # nobody else can take it either, and only a flusher can make room: it goes on (flow rule 17)
+            held = await self._entry.read()
+            return held is not None and held.sequence == expected == self._sequence
         except OutcomeUnknownError as error:
             raise UnavailableError(str(error)) from error
         return True

@@ -32,6 +32,7 @@ _BLANK, _NEWLINE = b" \n"  # as ints: one memchr each, a fifth of the time of a 
 _INBOX_SID = 1_000_000  # nats-py counts its own subscriptions from 1
 _CLOSED = "the link was closed"
 _SWEEP_S = 0.05  # how late a timeout may be
+_IDLE_SWEEP_S = 0.5  # where nothing waits for an answer, only the connection is looked at
 _RETRY_S = (0.1, 0.15, 0.25, 0.25, 0.5)  # between rounds over all servers; the last one repeats
 _log = logging.getLogger("cenote.kv")
 
@@ -78,6 +79,7 @@ class Link:
         self._subscriptions: dict[int, Subscription] = {}
         self._sids = _INBOX_SID
         self._down = asyncio.Event()
+        self._busy = asyncio.Event()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._denied: list[str] = []
@@ -220,7 +222,13 @@ class Link:
     async def _sweep(self) -> None:
         """Time out what waits too long, and notice a connection that nats-py has given up."""
         while not self._closing:
-            await asyncio.sleep(_SWEEP_S)
+            if not self._mux:
+                self._busy.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_IDLE_SWEEP_S):
+                        await self._busy.wait()
+            if self._mux:
+                await asyncio.sleep(_SWEEP_S)
             if self._connection is not None and not self._connection.nc.is_connected:
                 self._lost(self._connection.nc, "the connection broke or the server stopped answering")
             self._mux.sweep()
@@ -249,8 +257,11 @@ class Link:
     def _send_request(self, subject: bytes | str, token: bytes, header: bytes, payload: bytes) -> None:
         if not self.connected:
             raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
-        if len(self._mux) >= limits.IN_FLIGHT_MAX:
+        waiting = len(self._mux)
+        if waiting >= limits.IN_FLIGHT_MAX:
             raise NotSent("too many requests in flight", tier="DISTRIBUTED_KV")
+        if not waiting:
+            self._busy.set()
         self._write(self._frame(subject, self._mux.prefix + token, header, payload))
 
     def send(self, subject: bytes | str, reply: bytes, payload: bytes, header: bytes = b"") -> None:

@@ -1,7 +1,8 @@
 """One entry of a TTL bucket, read and replaced by compare-and-set: the ground that leases stand on. It is read at the
 stream's leader, for a follower may show one that was replaced long ago (flow rule 9)."""
 
-from cenote.kv.link import Link
+from cenote.kv.lane import Handler
+from cenote.kv.link import Link, Subscription
 from cenote.kv.message import Message
 from cenote.kv.stream import leader_get, sequence_of
 from cenote.naming import Names
@@ -21,6 +22,10 @@ class SingleEntry:
         """The entry, or None. Raises UnavailableError, AnswerLost."""
         body = {"last_by_subj": self._subject.decode("ascii")}
         return await leader_get(self._link, self._stream, body, _TIMEOUT_MS)
+
+    def listen(self, handler: Handler) -> Subscription:
+        """Hear each write as it is published, the refused ones, too; at most once, and nothing of the past."""
+        return self._link.subscribe(self._subject.decode("ascii"), handler)
 
     async def write(self, payload: bytes, *, expected: int) -> int:
         """Replace the entry whose sequence is `expected` (0: there is none); the new sequence.
