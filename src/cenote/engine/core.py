@@ -261,6 +261,12 @@ class Core:
         """The flusher's durable; None when there is no such consumer."""
         return await consumer_info(self.link, self.stream.name, name)
 
+    def went_back(self) -> None:
+        """An acknowledgement shows that the stream counts anew, over this very connection: what L1 holds is of its life
+        before, and would look newer than what is written now."""
+        self.coherence.restart()
+        self._probe_now.set()
+
     # --- after a start of the server (F-wait) ---------------------------------------------------------------
 
     async def announce_mended(self, epoch: int, start: str, generation: int) -> None:

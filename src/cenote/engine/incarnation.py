@@ -18,7 +18,7 @@ def incarnation(link: Link, info: StreamInfo) -> str:
     """The incarnation that answered `info` on the present connection of `link`; "" if that is another one by now."""
     if info.generation != link.generation:
         return ""
-    if info.leader is None:
+    if not info.leader_since:  # a single server names itself as the leader, without a term
         return link.server_id
     return hashlib.sha256(f"{info.leader} {info.leader_since}".encode()).hexdigest()[:24]
 

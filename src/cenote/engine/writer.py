@@ -36,11 +36,13 @@ TOMBSTONE = Content(entries.NO_VALUE, b"", None, True)
 
 
 class _Sent(NamedTuple):
-    """What is noted before a write is sent: L1's ticket, the KV server's time, and ours."""
+    """What is noted before a write is sent: L1's ticket, the KV server's time, ours, and where the stream ended at
+    the last look."""
 
     ticket: Ticket | None
     server_ms: int
     began: float
+    seen: int
 
 
 class Base(NamedTuple):
@@ -250,7 +252,7 @@ class Writer:
     def _begin(self, target: Target) -> _Sent:
         core = self._core
         ticket = core.cache.ticket(target.subject) if core.coherence.listening else None
-        return _Sent(ticket, core.sent_ms(), time.monotonic())
+        return _Sent(ticket, core.sent_ms(), time.monotonic(), core.seen_sequence)
 
     def _done(self, target: Target, content: Content, sequence: int, operation: str, sent: _Sent) -> Stored:
         core = self._core
@@ -263,6 +265,8 @@ class Writer:
         )  # fmt: skip
         if sequence > core.own_sequence:
             core.own_sequence = sequence
+        if sequence <= sent.seen:
+            core.went_back()
         core.met(target.subject, sequence)
         if sent.ticket is not None:
             core.cache.own_write(target.subject, stored, sent.ticket)
