@@ -15,7 +15,7 @@ from cenote.config import KvConfig
 from cenote.errors import SetupError
 from cenote.kv.clock import parse_time_us
 from cenote.kv.deadline import QUESTION_MS, with_deadline
-from cenote.kv.errors import JsError, JsNotFound, NoSpace
+from cenote.kv.errors import NO_PEERS, JsError, JsNotFound, JsUnavailable, NoSpace
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, QUERY_CACHE, SESSION_DATA, Names
 
@@ -205,6 +205,10 @@ async def _create(link: Link, wanted: dict[str, Any], deadline_ms: int) -> Strea
             f"no room for stream {name} with max_bytes {wanted['max_bytes']}: {error.description}",
             hint="lower kv.bytes_max, or raise the limit of the server or the account",
         ) from error
+    except JsUnavailable as error:
+        if error.err_code == NO_PEERS:
+            error.hint = f"kv.replicas={wanted['num_replicas']} needs as many servers with JetStream"
+        raise
     except JsError as error:
         if error.err_code == _OVERLAP:
             raise SetupError(

@@ -68,7 +68,11 @@ class JsNotFound(JsError):
     """No such stream, consumer or message."""
 
 
+NO_PEERS = 10005
+"""Too few servers of the cluster are known to be up, as in the first second after an election."""
+
 _KINDS: dict[int, type[JsError]] = {
+    NO_PEERS: JsUnavailable,
     10071: WrongSequence,
     10164: WrongSequence,  # the same refusal, when the expectation cannot be met by any sequence
     10002: NoSpace,  # resource limits exceeded for the account
