@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cenote.config import KvConfig
 from cenote.errors import SetupError
 from cenote.kv.clock import parse_time_us
-from cenote.kv.deadline import QUESTION_MS, with_deadline
+from cenote.kv.deadline import ask, with_deadline
 from cenote.kv.errors import NO_PEERS, JsError, JsNotFound, JsUnavailable, NoSpace
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, QUERY_CACHE, SESSION_DATA, Names
@@ -198,7 +198,7 @@ async def _create(link: Link, wanted: dict[str, Any], deadline_ms: int) -> Strea
         pass
     try:
         # Made a second time, it is the same stream, or another process's, which is verified below.
-        make = partial(link.api, f"STREAM.CREATE.{name}", wanted, timeout_ms=2 * QUESTION_MS)
+        make = partial(ask, link, f"STREAM.CREATE.{name}", wanted, link.request_timeout_ms)
         await with_deadline(link, make, deadline_ms, question=True)
     except NoSpace as error:
         raise SetupError(
@@ -222,11 +222,9 @@ async def _create(link: Link, wanted: dict[str, Any], deadline_ms: int) -> Strea
 
 async def stream_info(link: Link, name: str, deadline_ms: int = 0) -> StreamInfo:
     """Ask the stream's leader. Raises JsNotFound and what `Link.api` raises."""
-    if deadline_ms:
-        ask = partial(link.api, f"STREAM.INFO.{name}", timeout_ms=min(deadline_ms, QUESTION_MS))
-        answer = await with_deadline(link, ask, deadline_ms, question=True)
-    else:
-        answer = await link.api(f"STREAM.INFO.{name}")
+    timeout_ms = min(deadline_ms or link.request_timeout_ms, link.request_timeout_ms)
+    question = partial(ask, link, f"STREAM.INFO.{name}", None, timeout_ms)
+    answer = await with_deadline(link, question, deadline_ms, question=True) if deadline_ms else await question()
     state, config, cluster = answer["state"], answer["config"], answer.get("cluster") or {}
     return StreamInfo(
         created=answer["created"],

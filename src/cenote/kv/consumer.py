@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cenote import limits
 from cenote.errors import SetupError, UnavailableError
+from cenote.kv.deadline import ask
 from cenote.kv.errors import JsError, JsNotFound, NotSent
 from cenote.kv.link import Link
 from cenote.kv.message import delivery, header_value
@@ -84,7 +85,8 @@ async def ensure_consumer(
         "config": consumer_config(name, batch=batch, flushers=flushers, first_pass=first_pass),
     }
     try:
-        return _info(await link.api(f"CONSUMER.CREATE.{stream}.{name}", body), link.generation)
+        answer = await ask(link, f"CONSUMER.CREATE.{stream}.{name}", body, link.request_timeout_ms)
+        return _info(answer, link.generation)
     except JsError as error:
         if error.err_code != _EXISTS:
             raise
@@ -117,7 +119,7 @@ def _faults(config: dict[str, Any]) -> list[str]:
 async def consumer_info(link: Link, stream: str, name: str) -> ConsumerInfo | None:
     """None when there is no such consumer."""
     try:
-        return _info(await link.api(f"CONSUMER.INFO.{stream}.{name}"), link.generation)
+        return _info(await ask(link, f"CONSUMER.INFO.{stream}.{name}", None, link.request_timeout_ms), link.generation)
     except JsNotFound:
         return None
 

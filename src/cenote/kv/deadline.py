@@ -3,8 +3,10 @@
 A question may be asked again after silence, too: a cluster that has no leader leaves API requests without an answer.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cenote.errors import CenoteError, UnavailableError
 from cenote.kv.errors import AnswerLost, JsUnavailable, NoResponders, NotSent
@@ -18,12 +20,35 @@ REFUSED = (NotSent, NoResponders, JsUnavailable)
 
 
 QUESTION_MS = 1_000
-"""How long one attempt of a question may take that is asked again: a leader answers within milliseconds."""
+"""After so much silence a question is asked once more: a leader answers within milliseconds."""
 
 
 class _Policy(NamedTuple):
     base_ms: float = 20
     wait_ms_max: float = 1000  # an election takes 4 to 6 s; a longer wait would only add to it
+
+
+async def ask(link: Link, subject: str, body: dict[str, Any] | None, timeout_ms: int) -> dict[str, Any]:
+    """An API request that may be made twice, made anew after each second of silence; the first answer counts.
+
+    Raises:
+        What `Link.api` raises.
+    """
+    until = time.monotonic() + timeout_ms / 1000
+    asked: set[asyncio.Task[dict[str, Any]]] = set()
+    try:
+        while True:
+            left_ms = max(1, int((until - time.monotonic()) * 1000))
+            asked.add(asyncio.create_task(link.api(subject, body, left_ms)))
+            done, _ = await asyncio.wait(
+                asked, timeout=min(QUESTION_MS, left_ms + 100) / 1000, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return done.pop().result()
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def with_deadline(

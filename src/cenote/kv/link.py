@@ -62,6 +62,7 @@ class Link:
 
     def __init__(self, config: KvConfig, *, name: str, inbox_prefix: str = "_INBOX") -> None:
         self._config = config
+        self.request_timeout_ms = config.request_timeout_ms
         self._name = name
         self._servers: list[SplitResult] = []
         self._tls: ssl.SSLContext | None = None
