@@ -200,6 +200,32 @@ async def test_a_message_of_a_later_life_that_comes_late(cenote_servers: TestSer
             assert (await store.stats()).epoch == 2
 
 
+def the_look_at_the_leader(patch: pytest.MonkeyPatch) -> None:
+    """What disagrees is dropped unseen."""
+
+    async def stale(core: Core, odd: Any, *, generation: int) -> list[Any]:
+        return [delivery for delivery, _ in odd]
+
+    patch.setattr(shift, "stale", stale)
+
+
+@toothed(the_look_at_the_leader)
+async def test_a_step_of_the_servers_clock_is_no_rewind(cenote_servers: TestServers, tmp_path: Path) -> None:
+    """Higher sequences with earlier times than what was flushed: they go by their sequence."""
+    with past(tmp_path, cenote_servers) as kv:
+        async with kv.open() as store, tables(cenote_servers, store) as sql:
+            agent = store.agent("clock")
+            await agent.put("k", "before")
+            await store.flush(10)
+            async with nobody_flushes(store):
+                await sql.link.execute(f"UPDATE {sql.schema}.flushers SET kv_time = kv_time + interval '1 minute'")
+            for number in range(5):
+                await agent.put("k", number)
+            await eventually(lambda: _is(sql, agent, "k", "4"), "I1: a write after the step never reached SQL")
+            await store.flush(10)
+            assert (await store.stats()).epoch == 1
+
+
 @toothed(a_durable_of_each_start)
 async def test_an_entry_below_the_floor_is_delivered_again(cenote_servers: TestServers, tmp_path: Path) -> None:
     """F-gen: the consumer's state is newer than the stream's, and SQL has never seen the entry."""

@@ -34,20 +34,20 @@ class Envelope:
     def __init__(self, high: HighWater | None) -> None:
         self.sequence, self.time_us = high or (0, 0)
 
-    def odd(self, taken: Iterable[Delivery]) -> list[Delivery]:
-        """Those deliveries whose sequence and time disagree with what was met before; the others are met from now on.
-        A comparison or two for each: every write passes here."""
+    def odd(self, taken: Iterable[Delivery]) -> list[tuple[Delivery, bool]]:
+        """Those deliveries whose sequence and time disagree with what was met before, and whether their time is the
+        later one; the others are met from now on. A comparison or two for each: every write passes here."""
         sequence, time_us, found = self.sequence, self.time_us, []
         for delivery in taken:
             message = delivery.message
             if message.sequence > sequence:
                 sequence = message.sequence
                 if message.time_us < time_us:
-                    found.append(delivery)
+                    found.append((delivery, False))
                 else:
                     time_us = message.time_us
             elif message.time_us > time_us:
-                found.append(delivery)
+                found.append((delivery, True))
         self.sequence, self.time_us = sequence, time_us
         return found
 
@@ -75,20 +75,19 @@ async def of_this_life(core: Core, sequence: int, time_us: int, *, generation: i
     return found is not None and found.time_us == time_us
 
 
-async def stale(core: Core, odd: Sequence[Delivery], high: int, *, generation: int) -> list[Delivery]:
-    """Of deliveries that disagree: those that nobody may apply or acknowledge. A step of the server's clock is none.
-
-    high: the highest sequence that had been met before them.
+async def stale(core: Core, odd: Iterable[tuple[Delivery, bool]], *, generation: int) -> list[Delivery]:
+    """Of deliveries that disagree: those that nobody may apply or acknowledge. Of what the leader still holds, a higher
+    sequence with an earlier time is a step of the server's clock, and goes by its sequence.
 
     Raises:
         Rewound: one belongs to a later life of the stream.
     """
     found = []
-    for delivery in odd:
+    for delivery, later in odd:
         message = delivery.message
         if not await of_this_life(core, message.sequence, message.time_us, generation=generation):
             found.append(delivery)
-        elif message.sequence <= high:
+        elif later:
             raise Rewound(core.epochs.newest, message.sequence, message.time_us)
     return found
 

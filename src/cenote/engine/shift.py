@@ -198,8 +198,8 @@ class Shift:
             if not taken:
                 self._overlap.release()
                 continue
-            high, odd = self._envelope.sequence, self._envelope.odd(taken)
-            flight = asyncio.create_task(self._flush(taken, odd, high))
+            odd = self._envelope.odd(taken)
+            flight = asyncio.create_task(self._flush_odd(taken, odd) if odd else self._flush(taken))
             self._flights[flight] = Flight(taken, time.monotonic())
             flight.add_done_callback(self._landed)
 
@@ -212,19 +212,17 @@ class Shift:
 
     # --- one flush ------------------------------------------------------------------------------------------
 
-    async def _flush(self, taken: list[Delivery], odd: list[Delivery], high: int) -> None:
-        if odd:
-            taken = await self._without_stale(taken, odd, high)
+    async def _flush(self, taken: list[Delivery]) -> None:
         while taken:
             taken = await self._flush_some(taken)
 
-    async def _without_stale(self, taken: list[Delivery], odd: list[Delivery], high: int) -> list[Delivery]:
+    async def _flush_odd(self, taken: list[Delivery], odd: list[tuple[Delivery, bool]]) -> None:
         """Rule 3: a delivery whose sequence and time disagree is neither applied nor acknowledged before the leader has
         said what holds its sequence now."""
-        dropped = await stale(self._core, odd, high, generation=self._generation)
+        dropped = await stale(self._core, odd, generation=self._generation)
         self._release(dropped)
         gone = {id(delivery) for delivery in dropped}
-        return [delivery for delivery in taken if id(delivery) not in gone]
+        await self._flush([delivery for delivery in taken if id(delivery) not in gone])
 
     def _release(self, done: list[Delivery]) -> None:
         assert self._pull is not None
@@ -374,7 +372,7 @@ class Shift:
     def _fill_board(self) -> None:
         board, counts = self._board, self._core.counts
         board.renewed_ms = self._core.link.server_now_ms()
-        if not self._inbox and not self._flights and self._core.backlog == 0:
+        if not self._inbox and not self._flights and self._core.fullness.backlog == 0:
             board.clean_ms = board.renewed_ms
         board.lag_ms_p50, board.lag_ms_p95, board.lag_ms_p99 = self._lag.percentiles(0.50, 0.95, 0.99)
         board.violations = self._lag.violations
