@@ -22,9 +22,10 @@ from cenote.engine.coherence import Coherence
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
 from cenote.engine.epoch import DURABLE_KEY, MENDED_KEY, Epochs
+from cenote.engine.fullness import Begun, Fullness
 from cenote.engine.incarnation import durable_prefix, incarnation, mended_mark
 from cenote.engine.replicas import Replicas
-from cenote.errors import BackpressureError, CenoteError, OutcomeUnknownError, SetupError, UnavailableError
+from cenote.errors import CenoteError, OutcomeUnknownError, SetupError, UnavailableError
 from cenote.kv.bucket import StreamInfo
 from cenote.kv.consumer import ConsumerInfo, consumer_info
 from cenote.kv.errors import JsNotFound, TooManyResults
@@ -41,7 +42,6 @@ from cenote.sql.state import StateTable
 log = logging.getLogger("cenote.engine")
 
 _MENDED_ASK_S = 0.03  # who waits for the mending asks so often
-_FULL_SHARE = 0.90  # above it writes are refused; the rest is for tombstones (flow rule 17)
 
 
 @dataclass
@@ -119,8 +119,7 @@ class Core:
         self.durable_name: str | None = None
         self.current_durable: str | None = None
         """The durable of this epoch and this start of the KV server; the floor of any other says nothing (F-gen)."""
-        self.backlog = 0
-        self.fill_share = 0.0
+        self.fullness = Fullness(config, link, names, self._look)
         self.last_sequence = 0
         self.entries = 0
         self.seen_sequence = 0
@@ -154,26 +153,18 @@ class Core:
         self._closed = True
         for tell in self.on_close:
             tell()
+        self.fullness.close()
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.gather(self._probe_task, return_exceptions=True)
         self.coherence.close()
         await self.durability.close()
 
-    def admit(self, *, deleting: bool) -> None:
-        """Refuse a write before anything is sent, when the store is closed or the backlog is full (I15)."""
+    def admit(self, size: int = 0, *, deleting: bool) -> None:
+        """Refuse a write before anything is sent, when the store is closed or there is no room (I15)."""
         if self._closed:
             raise SetupError("this store is closed", hint="open it again with cenote.open()")
-        if self.fill_share > _FULL_SHARE and not deleting:
-            raise BackpressureError(
-                f"KV is {self.fill_share:.0%} full: PostgreSQL must catch up before more can be accepted",
-                tier="DISTRIBUTED_KV", hint="see `cenote status`; raise kv.bytes_max if this is the normal load",
-            )  # fmt: skip
-        if self.backlog >= self.config.flush.backlog_count_max:
-            raise BackpressureError(
-                f"{self.backlog} writes wait for PostgreSQL (flush.backlog_count_max)", tier="RELATIONAL_DB",
-                hint="see `cenote status`: is PostgreSQL up, and does any process flush?",
-            )  # fmt: skip
+        self.fullness.admit(size, deleting=deleting)
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -334,7 +325,7 @@ class Core:
 
     async def probe_once(self) -> None:
         """One look at the stream: epoch, backlog, fill, and whether the feed has shown everything."""
-        generation = self.link.generation
+        generation, begun = self.link.generation, self.fullness.begin()
         try:
             async with asyncio.timeout(limits.SILENCE_MS_MAX / 1000):
                 info: StreamInfo | None = await self.stream.info(limits.SILENCE_MS_MAX)
@@ -349,9 +340,19 @@ class Core:
         self.stream.trust(generation)
         if self.link.generation == generation:
             self.coherence.probed(info.last_seq)
-        consumer = None if self.durable_name is None else await self.consumer(self.durable_name)
-        # Without a durable nobody can say what is flushed: everything may be dirty (I8).
-        self.backlog = info.messages if consumer is None else consumer.pending + consumer.ack_pending
+        if self.fullness.unchanged(info, self.durable_name):
+            self.fullness.measure(info, begun)
+        else:
+            await self._count(info, begun)
+
+    async def _look(self) -> None:
+        """How full it is, and nothing else: L1's coherence counts on probes that are a second apart."""
+        begun = self.fullness.begin()
+        await self._count(await self.stream.info(limits.SILENCE_MS_MAX), begun)
+
+    async def _count(self, info: StreamInfo, begun: Begun) -> None:
+        name = self.durable_name
+        self.fullness.learn(info, None if name is None else await self.consumer(name), name, begun)
 
     async def _settle(self) -> StreamInfo:
         self.db.store_id = None  # if it was given to this stream, its newest store is another one than before
@@ -389,5 +390,3 @@ class Core:
         self.current_durable = name if start and name.startswith(durable_prefix(self.epochs.newest, start)) else None
         if start and (self.owned or goes_on or info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)):
             self.mended = info.generation
-        bytes_max = info.config["max_bytes"]
-        self.fill_share = info.bytes / bytes_max if bytes_max > 0 else 0.0

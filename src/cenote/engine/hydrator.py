@@ -15,6 +15,7 @@ from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import ABSENT, Target
+from cenote.engine.fullness import BRIM_SHARE
 from cenote.errors import BackpressureError, OutcomeUnknownError, UnavailableError
 from cenote.kv.errors import WrongSequence
 from cenote.kv.stream import sequence_of
@@ -22,7 +23,6 @@ from cenote.model import key as keys
 from cenote.model.entry import Stored
 
 _ROUNDS_MAX = 5
-_BRIM_SHARE = 0.85  # above this share of max_bytes no clean copies are made (flow rule 17)
 
 
 class Hydrated(NamedTuple):
@@ -88,7 +88,7 @@ class Hydrator:
 
     async def offer(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> None:
         """Try to make a read's next one quicker; that it cannot be done never fails the read (flow rule 17)."""
-        if self._core.fill_share > _BRIM_SHARE:
+        if self._core.fullness.share > BRIM_SHARE:
             return
         try:
             await self.install(wire, stored, t0_ms=t0_ms, over=over, generation=generation)
@@ -110,8 +110,11 @@ class Hydrator:
             rows = await core.table.page(agent.id, after, "", limits.HYDRATE_PAGE_KEYS, live_only=True)
             if not rows:
                 return Hydrated(brought["keys"], brought["bytes"])
-            if core.fill_share > _BRIM_SHARE:
-                raise BackpressureError("KV is nearly full: no more clean copies are made", tier="DISTRIBUTED_KV")
+            if core.fullness.share > BRIM_SHARE:
+                raise BackpressureError(
+                    "KV is nearly full: no more clean copies are made", tier="DISTRIBUTED_KV",
+                    hint="reads are served from PostgreSQL meanwhile; raise kv.bytes_max if this is the normal load",
+                )  # fmt: skip
             after = rows[-1].key
             now_ms = core.link.server_now_ms()
             window: list[tuple[bytes, Stored]] = []

@@ -67,7 +67,7 @@ async def stats(machines: Machines) -> Stats:
         board = await machines.lease.read()
     now_ms = core.now_ms()
     alive = board is not None and board.holder != "" and board.alive(now_ms)
-    dirty = core.backlog
+    dirty = core.fullness.backlog
     oldest_ms = 0 if not dirty else await _oldest_dirty_ms(machines, board, now_ms)
     try:
         async with asyncio.timeout(_ANSWER_S):
@@ -75,7 +75,7 @@ async def stats(machines: Machines) -> Stats:
     except (CenoteError, TimeoutError):
         sql_rows = None
     return Stats(
-        kv_entries=info.messages, kv_bytes=info.bytes, kv_fill=round(core.fill_share, 4), sql_rows=sql_rows,
+        kv_entries=info.messages, kv_bytes=info.bytes, kv_fill=round(core.fullness.share, 4), sql_rows=sql_rows,
         dirty_entries=dirty, oldest_dirty_ms=max(0, oldest_ms),
         avg_flush_ms=board.avg_flush_ms if board else None,
         lag_ms_p50=board.lag_ms_p50 if board else None, lag_ms_p95=board.lag_ms_p95 if board else None,

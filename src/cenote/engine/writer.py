@@ -15,7 +15,7 @@ from cenote.engine.cache import Ticket
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
-from cenote.errors import ConflictError, OutcomeUnknownError, UnavailableError
+from cenote.errors import BackpressureError, ConflictError, OutcomeUnknownError, UnavailableError
 from cenote.kv.errors import AnswerLost, WrongSequence
 from cenote.kv.stream import sequence_of
 from cenote.model import entry
@@ -78,7 +78,7 @@ class Writer:
             BackpressureError: the unflushed backlog is full; nothing was written.
         """
         core = self._core
-        core.admit(deleting=content.deleted)
+        core.admit(len(content.body), deleting=content.deleted)
         operation = self._operation()
         header = _header(content, operation)
         sent = self._begin(target)
@@ -87,8 +87,10 @@ class Writer:
                 sequence = await self._send(target, header, content.body, self._timeout_ms)
             except (UnavailableError, AnswerLost) as error:
                 sequence = await self._insist(target, header, content.body, operation, error, began=sent.began)
-        except BaseException:
+        except BaseException as error:
             core.cache.forget(target.subject)
+            if isinstance(error, BackpressureError):
+                core.fullness.refused()
             raise
         if points.armed:
             await points.hit("write.acked")
@@ -164,6 +166,8 @@ class Writer:
                     await backoff.pause(error)
         except BaseException as error:
             core.cache.forget(target.subject)
+            if isinstance(error, BackpressureError):
+                core.fullness.refused()
             if lost and isinstance(error, UnavailableError):
                 raise _unknown(target) from error
             raise
@@ -173,7 +177,7 @@ class Writer:
         config = self._core.config
         return Backoff(config.retry, min(config.kv.deadline_ms, left_ms))
 
-    async def base(self, target: Target, backoff: Backoff) -> Base:
+    async def base(self, target: Target, backoff: Backoff, *, deleting: bool = False) -> Base:
         """The state of a key to build on, with a sequence to compare (F-mark): a key that only SQL holds is hydrated
         first, one that nobody holds gets a clean tombstone, so that no dirty write ever expects "nothing".
 
@@ -183,7 +187,7 @@ class Writer:
         core = self._core
         while True:
             try:
-                core.admit(deleting=False)
+                core.admit(deleting=deleting)
                 with reading():
                     async with asyncio.timeout(backoff.left_ms / 1000):
                         found = await self._hydrator.believed(target)
@@ -206,7 +210,7 @@ class Writer:
         operation = self._operation()
         backoff = self.backoff()
         while True:
-            base = await self.base(target, backoff)
+            base = await self.base(target, backoff, deleting=content.deleted)
             actual = None if base.stored is None else base.stored.version
             if actual != expected:
                 raise _conflict(target, expected, actual)

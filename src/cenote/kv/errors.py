@@ -56,8 +56,8 @@ class JsUnavailable(JsError, UnavailableError):
     """JetStream cannot serve now (election, offline stream); nothing was accepted."""
 
 
-class NoSpace(JsError, UnavailableError):
-    """The server or the account has no room for more."""
+class NoSpace(JsError, BackpressureError):
+    """The server or the account has no room for more; nothing was stored."""
 
 
 class TooManyResults(JsError):

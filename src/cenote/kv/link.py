@@ -322,6 +322,11 @@ class Link:
             self._out.clear()
             self._out_bytes = 0
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for their answers."""
+        return len(self._mux)
+
     async def api(
         self, subject: str, body: dict[str, Any] | None = None, timeout_ms: int | None = None
     ) -> dict[str, Any]:
