@@ -30,6 +30,9 @@ TTL_S_MAX: Final = 100 * 365 * 86_400  # longest per-entry time to live: a centu
 EVICT_AGE_MIN_MS: Final = 2_000
 """No eviction removes an entry younger than this, and a clean copy whose hydration took as long is not
 believed (flow rule 7). One constant for all processes: were it a setting, two processes could disagree."""
+CLUSTER_SKEW_MS_MAX: Final = 1_000
+"""How far the clocks of a cluster's servers may be apart: one learns a time from one of them, a message bears that of
+the stream's leader. Evictions wait, and receipts look back, for that much longer where there are replicas."""
 PROBE_INTERVAL_MS: Final = 1_000  # each process compares its feed with the leader's last sequence (rule 10)
 SILENCE_MS_MAX: Final = 3_000  # without an answer for so long, L1 is no longer coherent (rule 10)
 PURGE_FACTS_AGE_MS_MAX: Final = 1_000  # an eviction uses no fact older than this (rule 2)

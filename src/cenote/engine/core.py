@@ -198,6 +198,11 @@ class Core:
         except UnavailableError:
             return 0
 
+    @property
+    def skew_ms(self) -> int:
+        """How far the times of two servers may be apart; 0 where there is but one."""
+        return 0 if self.replicas is None else limits.CLUSTER_SKEW_MS_MAX
+
     def gone(self, stored: Stored) -> bool:
         """Whether a read must treat this as absent now. The clock is read only for what can expire."""
         return stored.deleted or (stored.expires_ms is not None and stored.expires_ms <= self.now_ms())

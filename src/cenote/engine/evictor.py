@@ -19,6 +19,7 @@ from collections import deque
 from cenote import limits, points
 from cenote.engine.core import Core
 from cenote.engine.fullness import PRESSED_SHARE, cry_subject
+from cenote.engine.incarnation import durable_prefix, incarnation
 from cenote.engine.lease import Board
 from cenote.engine.lineage import Lineage
 from cenote.errors import CenoteError
@@ -86,6 +87,8 @@ class Evictor:
         info = await core.stream.info()
         if info.created != core.epochs.created or info.messages == 0:
             return 0
+        if not self._durable.startswith(durable_prefix(core.epochs.newest, incarnation(core.link, info))):
+            return 0  # in a cluster the stream may have another leader on the same connection
         below = min(floor + 1, info.last_seq, await self._first_kept(info))
         if below <= info.first_seq:
             return 0
@@ -120,8 +123,9 @@ class Evictor:
         now = time.monotonic()
         self._floors.append((now, floor))
         aged: int | None = None
-        while self._floors and now - self._floors[0][0] >= limits.EVICT_AGE_MIN_MS / 1000:
+        age_s = (limits.EVICT_AGE_MIN_MS + self._core.skew_ms) / 1000
+        while self._floors and now - self._floors[0][0] >= age_s:
             aged = self._floors.popleft()[1]
         if aged is not None:
-            self._floors.appendleft((now - limits.EVICT_AGE_MIN_MS / 1000, aged))
+            self._floors.appendleft((now - age_s, aged))
         return aged

@@ -26,7 +26,7 @@ class Receipt:
         self._target = target
         self._core = core
         self._generation = core.link.generation
-        self._since_us = stored.t0_ms * 1000
+        self._since_us = (stored.t0_ms - core.skew_ms) * 1000
         self.version = stored.version
         self.durability = "kv"
 
