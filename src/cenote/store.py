@@ -15,6 +15,7 @@ from cenote.config import Config
 from cenote.embedded.servers import Servers
 from cenote.engine import monitor
 from cenote.engine.barrier import Barrier
+from cenote.engine.changes import Change, Changes
 from cenote.engine.machines import Machines
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError
@@ -67,6 +68,23 @@ class Store:
         watch = Watch(self._core, agent=None, select=selector(agents), prefix=prefix, since=since)
         async for entry in watch.events():
             yield entry
+
+    async def changes(self, since: str | int | None = None) -> AsyncIterator[Change]:
+        """What reached SQL, in the order of the commits, at least once; writes that SQL never saw, because newer ones
+        of the key overtook them in KV, are not among it.
+
+        Args:
+            since: the `.position` of the last change that was dealt with; None: from now; 0: all that is still kept,
+                at least `flush.changes_s`.
+
+        Raises:
+            ExpiredError: nobody can tell what came after `since`: it is too long ago, or PostgreSQL has gone back in
+                time since. Never a silent gap.
+            RejectedError: `since` is no position.
+            UnavailableError: PostgreSQL cannot be reached to begin with; later the feed waits for it.
+        """
+        async for change in Changes(self._core, since).events():
+            yield change
 
     @property
     def servers(self) -> dict[str, Any] | None:

@@ -109,12 +109,13 @@ async def test_the_session_is_set_up_as_promised(pg: PgServer) -> None:
     await db.close()
 
 
-async def test_an_identity_names_the_cluster_and_its_timeline(pg: PgServer) -> None:
+async def test_an_identity_names_the_cluster_its_timeline_and_its_start(pg: PgServer) -> None:
     db = named(pg)
     identity = await db.identity()
     assert identity.system_identifier > 2**32
     assert identity.timeline == 1
-    assert str(identity) == f"{identity.system_identifier}/1"
+    assert identity.started_us > 1_600_000_000_000_000
+    assert str(identity) == f"{identity.system_identifier}/1/{identity.started_us}"
     assert await db.identity() == identity
     await db.close()
 

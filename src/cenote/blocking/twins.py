@@ -19,6 +19,7 @@ from cenote.blocking.iteration import Iteration
 from cenote.blocking.thread import LoopThread
 from cenote.config import Config
 from cenote.engine import receipt as receipts
+from cenote.engine.changes import Change
 from cenote.engine.hydrator import Hydrated
 from cenote.engine.monitor import Stats
 from cenote.health import Health
@@ -231,6 +232,10 @@ class Store:
     def watch(self, agents: str = "*", *, prefix: str = "", since: Version | int | None = None) -> Iteration[Entry]:
         """Changes of all agents that match; see `cenote.Store.watch`."""
         return Iteration(self._thread, self._store.watch(agents, prefix=prefix, since=since), page=1)
+
+    def changes(self, since: str | int | None = None) -> Iteration[Change]:
+        """What reached SQL, in the order of the commits; see `cenote.Store.changes`."""
+        return Iteration(self._thread, self._store.changes(since), page=1)
 
     def close(self) -> None:
         """Wait up to `flush.drain_ms` for PostgreSQL, then leave; see `cenote.Store.aclose`. From any thread; a second

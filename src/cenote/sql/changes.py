@@ -48,25 +48,24 @@ class ChangeTable:
         row = await self.db.fetchrow(self.db.queries["flush_head"])
         return BEFORE_ALL if row is None else CommitId(*row)
 
-    async def oldest(self) -> CommitId | None:
-        """The oldest commit that is still in the log."""
-        row = await self.db.fetchrow(self.db.queries["flush_oldest"])
-        return None if row is None else CommitId(*row)
-
-    async def commits(self, after: CommitId, limit: int) -> list[Commit] | None:
-        """The next commits; None when `after` is no longer there, or not the commit that it was: what came between
-        cannot be told any more."""
-        found = [Commit(*row) for row in await self.db.fetch(self.db.queries["flushes"], after.number, limit + 1)]
+    async def commits(self, after: CommitId | None, limit: int) -> list[Commit] | None:
+        """The next commits, or, without `after`, the oldest that are kept; None when `after` is no longer there, or not
+        the commit that it was: what came between cannot be told any more."""
+        number = 0 if after is None else after.number
+        found = [Commit(*row) for row in await self.db.fetch(self.db.queries["flushes"], number, limit + 1)]
+        if after is None:
+            return found
         if after == BEFORE_ALL:
             return found if not found or found[0].number == 1 else None
         return found[1:] if found and found[0].id == after else None
 
-    async def changed(self, pairs: Sequence[tuple[UUID, str]]) -> dict[tuple[UUID, str], tuple[str | None, Row]]:
-        """What SQL holds now of these (agent, key) pairs: the agent's SQL-escaped name, if registered, and the row."""
+    async def changed(self, pairs: Sequence[tuple[UUID, str]]) -> dict[tuple[UUID, str], tuple[str | None, Row | None]]:
+        """What SQL holds now of these (agent, key) pairs: the agent's SQL-escaped name, if registered, and the row,
+        if there is one."""
         rows = await self.db.fetch(
             self.db.queries["changed_rows"], [agent_id for agent_id, _ in pairs], [key for _, key in pairs]
         )
-        return {(row["agent_id"], row["key"]): (row[0], Row(*row[1:])) for row in rows}
+        return {(row["a"], row["k"]): (row[0], None if row["key"] is None else Row(*row[3:])) for row in rows}
 
     async def prune(self, age_s: float, limit: int) -> int:
         """Remove commits older than this, of the oldest `limit`; how many were removed."""
