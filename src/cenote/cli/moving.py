@@ -68,11 +68,14 @@ def migrate(
         print_json({"sql": text}) if common.json else print(text, end="")
         return 0
     lines = wait(_migrate(config, phase, dry_run=dry_run))
+    form = None if dry_run or phase == "pre" else wait(_raise_format(config))
     if common.json:
-        print_json({"pending" if dry_run else "applied": lines})
+        print_json({"pending" if dry_run else "applied": lines, "format": form})
         return 0
     for line in lines:
         print(line)
+    if form is not None:
+        print(f"from now on entries are written in format {form}")
     print(("nothing to apply" if not lines else f"{len(lines)} to apply") if dry_run else _summary(lines))
     return 0
 
@@ -108,3 +111,15 @@ async def _migrate(config: "Config", phase: "Phase | None", *, dry_run: bool) ->
         if dry_run:
             return await migrations.plan(table.db)
         return [f"{m.number:04} {m.name} ({m.phase})" for m in await migrations.migrate(table.db, "auto", phase=phase)]
+
+
+async def _raise_format(config: "Config") -> int | None:
+    from cenote.model.entry import FORMAT
+
+    if FORMAT == 1:  # what every cenote writes: NATS need not be asked
+        return None
+    from cenote.cli.reach import both_sides
+    from cenote.engine.formats import raise_format
+
+    async with both_sides(config) as ground:
+        return await raise_format(ground)

@@ -21,7 +21,7 @@ from cenote.engine.cache import Cache
 from cenote.engine.coherence import Coherence
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
-from cenote.engine.epoch import DURABLE_KEY, MENDED_KEY, Epochs
+from cenote.engine.epoch import DURABLE_KEY, FORMAT_KEY, MENDED_KEY, Epochs
 from cenote.engine.fullness import Begun, Fullness
 from cenote.engine.incarnation import durable_prefix, incarnation, mended_mark
 from cenote.engine.replicas import Replicas
@@ -33,7 +33,7 @@ from cenote.kv.link import Link
 from cenote.kv.message import Message
 from cenote.kv.stream import StateStream
 from cenote.model import key as keys
-from cenote.model.entry import Stored, Tier
+from cenote.model.entry import FORMAT, Stored, Tier
 from cenote.naming import Names
 from cenote.retry import Backoff
 from cenote.sql.pool import Database
@@ -117,6 +117,7 @@ class Core:
         self.epochs = Epochs("", "", (0,), (0,))
         self.own_sequence = 0
         self.durable_name: str | None = None
+        self.format = 1  # of what is written, and read by every process of the store (flow rule 22)
         self.current_durable: str | None = None
         """The durable of this epoch and this start of the KV server; the floor of any other says nothing (F-gen)."""
         self.fullness = Fullness(config, link, names, self._look)
@@ -383,6 +384,7 @@ class Core:
             self.replicas = Replicas(self.stream, self.coherence)
             self.coherence.met = self.replicas.met
         self.durable_name = info.metadata.get(DURABLE_KEY)
+        self.format = min(FORMAT, int(info.metadata.get(FORMAT_KEY, 1)))
         self.last_sequence = info.last_seq
         # A majority took over what the leader before had acknowledged: reads need not wait, if nothing is missing.
         goes_on = (

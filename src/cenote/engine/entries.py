@@ -118,10 +118,10 @@ def gone(stored: Stored, now_ms: int) -> bool:
     return stored.deleted or (stored.expires_ms is not None and stored.expires_ms <= now_ms)
 
 
-def clean_header(stored: Stored, t0_ms: int, op: str) -> bytes:
+def clean_header(stored: Stored, t0_ms: int, op: str, form: int) -> bytes:
     """The header lines of a clean copy of `stored` (I10)."""
     mark = entry.Clean(stored.version.epoch, stored.version.revision, stored.written_us, t0_ms)
-    lines = entry.header(stored.codec, op, stored.expires_ms, mark)
+    lines = entry.header(stored.codec, op, stored.expires_ms, mark, form=form)
     return lines + TOMBSTONE if stored.deleted else lines
 
 

@@ -17,6 +17,8 @@ EPOCHS_KEY = "cenote.epochs"
 DURABLE_KEY = "cenote.durable"
 MENDED_KEY = "cenote.mended"
 """The epoch and the start of the KV server for which KV has been compared with SQL (F-wait)."""
+FORMAT_KEY = "cenote.format"
+"""The newest format of entries that every process of the store reads, as `agents.meta` has it (flow rule 22)."""
 AWAY_KEY = "cenote.away"
 """The store that this stream's database was given to, by `cenote adopt`, together with another stream."""
 

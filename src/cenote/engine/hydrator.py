@@ -74,7 +74,7 @@ class Hydrator:
             return None
         self._copies += 1
         copy = stored._replace(clean=True, t0_ms=t0_ms, op=f"{core.writer_id}-h.{self._copies:x}")
-        header = entries.clean_header(stored, t0_ms, copy.op)
+        header = entries.clean_header(stored, t0_ms, copy.op, core.format)
         body = b"" if stored.deleted else stored.body
         timeout_ms = core.config.kv.request_timeout_ms
         try:

@@ -37,6 +37,7 @@ class Board:
     left: bool = False
     pid: int = 0
     host: str = ""
+    reads: int = 1  # the newest format of entries that the holder can flush
     renewed_ms: int = 0
     committed_ms: int = 0
     clean_ms: int = 0

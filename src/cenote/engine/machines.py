@@ -11,6 +11,7 @@ from cenote.engine.lease import Board, Lease
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
 from cenote.engine.writer import Writer
+from cenote.model.entry import FORMAT
 
 
 @dataclass
@@ -30,7 +31,7 @@ def build(core: Core) -> Machines:
     """Wire the machines of a started core; nothing runs yet."""
     hydrator = Hydrator(core)
     lease = Lease(core.link, core.names, core.writer_id)
-    board = Board(holder=core.writer_id, pid=os.getpid(), host=socket.gethostname())
+    board = Board(holder=core.writer_id, pid=os.getpid(), host=socket.gethostname(), reads=FORMAT)
     core.volunteer = volunteer(core, lease)
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     return Machines(core, Writer(core, hydrator), Reader(core, hydrator), hydrator, lease, board, flusher)

@@ -80,7 +80,7 @@ class Writer:
         core = self._core
         core.admit(len(content.body), deleting=content.deleted)
         operation = self._operation()
-        header = _header(content, operation)
+        header = _header(content, operation, core.format)
         sent = self._begin(target)
         try:
             try:
@@ -135,7 +135,7 @@ class Writer:
         core = self._core
         if points.armed:
             await points.hit("write.compared")
-        header = _header(content, operation)
+        header = _header(content, operation, core.format)
         sent = self._begin(target)
         lost = False
         try:
@@ -313,6 +313,6 @@ def _conflict(target: Target, expected: Version | None, actual: Version | None) 
     )
 
 
-def _header(content: Content, operation: str) -> bytes:
-    line = entry.header(content.codec, operation, content.expires_ms, None)
+def _header(content: Content, operation: str, form: int) -> bytes:
+    line = entry.header(content.codec, operation, content.expires_ms, form=form)
     return line + entries.TOMBSTONE if content.deleted else line

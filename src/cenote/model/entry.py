@@ -18,9 +18,10 @@ from cenote import limits
 from cenote.errors import CodecError, RejectedError
 from cenote.model import value as values
 
-FORMAT: Final = 1
+FORMAT: Final = 1  # the newest that this code reads and writes; what it writes the store decides (flow rule 22)
 _NAME: Final = b"Cenote: "
-_HEAD: Final = b"Cenote: %d;" % FORMAT
+_HEADS: Final = {number: b"Cenote: %d;" % number for number in range(1, FORMAT + 1)}
+_READ: Final = {str(number) for number in _HEADS}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Change = Literal["put", "delete", "expiry"]
@@ -148,12 +149,13 @@ class Entry:
         return cls(key, value, stored.version, written_at, expires_at, tier, writer(stored.op), agent, change, stale)
 
 
-def header(codec: str, op: str, expires_ms: int | None = None, clean: Clean | None = None) -> bytes:
-    """The envelope as one header line, CRLF included. `op` is `<writer>.<counter>` in URL-safe characters."""
+def header(codec: str, op: str, expires_ms: int | None = None, clean: Clean | None = None, *, form: int = 1) -> bytes:
+    """The envelope as one header line, CRLF included. `op` is `<writer>.<counter>` in URL-safe characters; `form` is a
+    format that every process of the store reads."""
     expires = "" if expires_ms is None else expires_ms
     if clean is None:
-        return _HEAD + f"{codec};{op};{expires};\r\n".encode()
-    return _HEAD + f"{codec};{op};{expires};{'.'.join(map(str, clean))}\r\n".encode()
+        return _HEADS[form] + f"{codec};{op};{expires};\r\n".encode()
+    return _HEADS[form] + f"{codec};{op};{expires};{'.'.join(map(str, clean))}\r\n".encode()
 
 
 def parse(line: bytes) -> Envelope:
@@ -165,7 +167,7 @@ def parse(line: bytes) -> Envelope:
     """
     try:
         number, codec, op, expires, mark = line.removeprefix(_NAME).decode().split(";")
-        if number == "1":
+        if number in _READ:
             mark = mark.rstrip("\r\n")
             return Envelope(codec, op, int(expires) if expires else None, _clean(mark) if mark else None)
     except ValueError:
@@ -180,9 +182,10 @@ def _clean(mark: str) -> Clean:
 
 def _unreadable(line: bytes) -> CodecError:
     number = line.removeprefix(_NAME).partition(b";")[0]
-    if number.isdigit() and number != b"%d" % FORMAT:
+    if number.isdigit() and number.decode() not in _READ:
         return UnknownFormat(
-            f"entry of format {number[:20].decode()}; this cenote reads {FORMAT}", hint="upgrade this process"
+            f"an entry of format {number[:20].decode()}; this cenote reads formats up to {FORMAT}",
+            hint="upgrade this process: pip install --upgrade cenote",
         )
     error = CodecError(f"header line {line[:120]!r} is no envelope")
     error.raw = line

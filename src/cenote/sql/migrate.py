@@ -80,11 +80,13 @@ async def migrate(db: Database, policy: Policy, *, phase: Phase | None = None) -
     Raises:
         SetupError: schema behind (`check`), too new for this code, or not what its files say.
     """
-    missing = await pending(db)
+    applied = await _applied(db)
+    missing = [migration for migration in known() if migration.number not in applied]
     if policy == "check":
         if any(migration.phase == "pre" for migration in missing):
             raise SetupError(
-                f"the schema of namespace {db.names.namespace!r} is behind by {len(missing)} migrations",
+                f"the schema of namespace {db.names.namespace!r} is behind: it is at {max(applied, default=0):04},"
+                f" this cenote needs {missing[-1].number:04}",
                 tier=TIER,
                 hint="run: cenote migrate",
             )
@@ -150,7 +152,7 @@ async def _applied(db: Database) -> dict[int, str]:
                 f"the schema ({max(applied):04}) is too new: it needs a cenote that knows {min_reader:04},"
                 f" this one knows {head:04}",
                 tier=TIER,
-                hint="upgrade cenote",
+                hint="upgrade this process: pip install --upgrade cenote",
             )
     return applied
 

@@ -47,3 +47,13 @@ SELECT value FROM {agents}.meta WHERE name = 'schema_min_reader'
 -- index: meta_pkey
 INSERT INTO {agents}.meta AS m (name, value) VALUES ('schema_min_reader', $1)
 ON CONFLICT (name) DO UPDATE SET value = greatest(m.value::int, excluded.value::int)::text
+
+-- name: format_min_reader
+-- why: what writers may use: every process of the store reads up to this format (flow rule 22).
+-- index: meta_pkey
+SELECT value::int FROM {agents}.meta WHERE name = 'format_min_reader'
+
+-- name: raise_format
+-- why: never lowered; entries of this format may be anywhere from now on.
+-- index: meta_pkey
+UPDATE {agents}.meta SET value = $1::int::text WHERE name = 'format_min_reader' AND value::int < $1
