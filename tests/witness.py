@@ -135,17 +135,22 @@ class Tables:
         return None if row is None or row["deleted"] else row["value"]
 
     async def audit(self) -> None:
-        """From now on `history()` holds every version that a row of `state` ever had."""
+        """From now on `history()` holds every version that a row of `state` ever had. A tombstone may be collected, but
+        what is inserted afterwards must be newer; any other row that is removed counts as gone back."""
         await self.link.execute(f"""
             CREATE TABLE {self.schema}.audit (id bigserial, agent_id uuid, key text, epoch bigint, version bigint,
               value text, old_epoch bigint, old_version bigint);
+            CREATE INDEX ON {self.schema}.audit (agent_id, key, epoch, version);
             CREATE FUNCTION {self.schema}.watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
               IF TG_OP = 'DELETE' THEN
                 INSERT INTO {self.schema}.audit (agent_id, key, epoch, version, old_epoch, old_version)
-                VALUES (OLD.agent_id, OLD.key, -1, -1, OLD.epoch, OLD.version);
+                SELECT OLD.agent_id, OLD.key, -1, -1, OLD.epoch, OLD.version WHERE NOT OLD.deleted;
               ELSIF TG_OP = 'INSERT' THEN
-                INSERT INTO {self.schema}.audit (agent_id, key, epoch, version, value)
-                VALUES (NEW.agent_id, NEW.key, NEW.epoch, NEW.version, NEW.value::text);
+                INSERT INTO {self.schema}.audit (agent_id, key, epoch, version, value, old_epoch, old_version)
+                SELECT NEW.agent_id, NEW.key, NEW.epoch, NEW.version, NEW.value::text, last.epoch, last.version
+                  FROM (SELECT) AS always LEFT JOIN (
+                    SELECT epoch, version FROM {self.schema}.audit WHERE agent_id = NEW.agent_id AND key = NEW.key
+                     ORDER BY epoch DESC, version DESC LIMIT 1) AS last ON true;
               ELSE
                 INSERT INTO {self.schema}.audit (agent_id, key, epoch, version, value, old_epoch, old_version)
                 VALUES (NEW.agent_id, NEW.key, NEW.epoch, NEW.version, NEW.value::text, OLD.epoch, OLD.version);

@@ -21,7 +21,6 @@ from cenote.errors import (
     NotFoundError,
     PartialError,
     RejectedError,
-    UnavailableError,
 )
 from cenote.model import key as keys
 from cenote.model import value as values
@@ -91,7 +90,7 @@ class AgentState:
             NotDurableError: acknowledged by KV, but not committed by PostgreSQL within `kv.deadline_ms`.
         """
         target = self._target(key)
-        content = await self._content(value, self._expiry(ttl))
+        content = _content(value, self._expiry(ttl))
         if durability not in ("kv", "sql"):
             raise RejectedError(f'durability: "kv" or "sql", not {durability!r}')
         if if_version is None:
@@ -141,11 +140,12 @@ class AgentState:
         limit_s = seconds(deadline, "deadline")
         retry = self._core.config.retry
         backoff = Backoff(retry, retry.deadline_ms if limit_s is None else limit_s * 1000)
-        target = self._target(key)
+        target, placed = self._target(key), None
         while True:
             step = self._machines.writer.backoff(backoff.left_ms)
             base = await self._machines.writer.base(target, step)
-            content = await self._changed(key, base.stored, change, default, into)
+            whole = await self._changed(key, base.stored, change, default, into)
+            content, placed = await self._machines.writer.placed(target, whole, placed)
             operation = self._machines.writer.next_operation()
             stored = await self._machines.writer.replace(target, base, content, operation, step)
             if stored is not None:
@@ -168,7 +168,7 @@ class AgentState:
         result = change(default if stored is None else await self._decode(stored, into))
         if inspect.isawaitable(result):
             raise RejectedError("change: it returned an awaitable; a plain function is needed")
-        return await self._content(result, None if stored is None else stored.expires_ms)
+        return _content(result, None if stored is None else stored.expires_ms)
 
     async def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
         """Write several keys, each on its own: all are checked before the first is sent.
@@ -178,7 +178,7 @@ class AgentState:
             PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors.
         """
         expires_ms = self._expiry(ttl)
-        contents = [(self._target(key), await self._content(value, expires_ms)) for key, value in items.items()]
+        contents = [(self._target(key), _content(value, expires_ms)) for key, value in items.items()]
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
@@ -306,17 +306,6 @@ class AgentState:
             self._targets[key] = target
         return target
 
-    async def _content(self, value: object, expires_ms: int | None) -> Content:
-        codec, body = values.encode(value)
-        if len(body) > limits.INLINE_BYTES_MAX:
-            self._core.admit(deleting=False)
-            try:
-                async with asyncio.timeout(self._core.config.kv.deadline_ms / 1000):
-                    codec, body = await self._core.blobs.put(codec, body)
-            except TimeoutError as error:
-                raise UnavailableError("PostgreSQL did not take a large value in time", tier="RELATIONAL_DB") from error
-        return Content(codec, body, expires_ms)
-
     async def _decode(self, stored: Stored, into: type[Any] | None) -> Any:
         if stored.codec == entries.BLOB:
             stored = await self._core.blobs.resolve(stored)
@@ -337,6 +326,11 @@ class AgentState:
             stored = await self._core.blobs.resolve(stored)
         stale = tier is Tier.MEMORY_CACHE and not self._core.coherence
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
+
+
+def _content(value: object, expires_ms: int | None) -> Content:
+    codec, body = values.encode(value)
+    return Content(codec, body, expires_ms)
 
 
 def _decode(stored: Stored, into: type[Any] | None) -> Any:

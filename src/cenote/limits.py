@@ -43,6 +43,9 @@ ACK_PROGRESS_MS: Final = 1_000  # a flusher that still holds entries says so thi
 UNKNOWN_FORMAT_DELAY_S: Final = 30  # an entry of an unknown format is offered again after this (rule 22)
 PRUNE_LOOKS: Final = 25  # each so many looks at PostgreSQL, 10 s, the oldest commits of the change feed are …
 PRUNE_COMMITS_MAX: Final = 2_000  # … removed, so many at a time: more than a flusher can make in that time
+SWEEP_S_MAX: Final = 300  # so often at least the active flusher looks for what may leave SQL (rules 12, 20, 21)
+BLOB_UNREFERENCED_S: Final = 86_400  # a blob that nothing refers to leaves SQL after a day (rule 20)
+FLUSHER_FORGOTTEN_S: Final = 86_400  # a flusher that committed nothing for a day is not told of any more
 REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips so many sequences
 
 # --- queues and batches --------------------------------------------------------------------------------------
@@ -52,6 +55,8 @@ FLUSH_BYTES_MAX: Final = 8 * MIB  # text of one flush statement, and the largest
 HYDRATE_WINDOW_BYTES: Final = 4 * MIB  # clean copies on their way to KV at a time
 FOREIGN_FLUSHER_S: Final = 10  # who committed so lately may be alive: nothing is adopted (flow rule 8)
 HYDRATE_PAGE_KEYS: Final = 1_000  # keys of one hydration page
+PAGE_BYTES_MAX: Final = 32 * MIB  # text of one page of rows: its last row may exceed it
+BLOB_WRITES_MAX: Final = 2  # large values on their way to PostgreSQL at a time, for each is in memory twice
 LIST_PAGE_KEYS: Final = 1_000  # keys of one listing page
 CHANGES_PAGE_COMMITS: Final = 100  # commits of one page of the change feed, each of at most a flush's keys
 SCAN_PAGE_KEYS: Final = 10_000  # entries of one page of a stream scan; for each the server counts what is left

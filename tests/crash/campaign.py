@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 async def seed(servers: TestServers, directory: Path, **overrides: Any) -> Case:
     """A fresh store whose cold keys are in SQL alone, with the audit of SQL's rows switched on."""
-    overrides = {"state__ttl_s": 2, "flush__drain_ms": 0} | overrides
+    overrides = {"state__ttl_s": 2, "state__tombstone_s": 0.5, "flush__drain_ms": 0} | overrides
     settings = {name: str(one) if name == "data_dir" else one for name, one in servers.fresh(**overrides).items()}
     case = Case(settings, directory / f"{settings['namespace']}.journal")
     journal = history.Journal(case.journal, "seed")

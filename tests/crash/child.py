@@ -8,6 +8,7 @@ import asyncio
 import json
 import random
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,16 @@ class Worker:
             await asyncio.sleep(0.002)
 
     async def hydrate_for_ever(self) -> None:
-        """One key by one, by a read or by a conditional write; then the whole agent at once; again."""
-        while True:
+        """One key by one, by a read or by a conditional write; then the whole agent at once; again. Each time another
+        key is deleted for good, which the collector finds."""
+        for cycle in count():
             for number, key in enumerate(COLD):
                 await (self.write(key) if number % 4 == 3 else self.read(key))
                 await asyncio.sleep(0.03)
             try:
+                await self._store.agent(AGENT).delete(f"gone{cycle}")
                 await self._store.agent(AGENT).hydrate()
-            except cenote.UnavailableError:
+            except (cenote.UnavailableError, cenote.OutcomeUnknownError):
                 continue
 
 

@@ -54,7 +54,7 @@ def crashes(
 
 def test_every_machine_has_points() -> None:
     machines = {name.split(".")[0] for name in points()}
-    assert machines == {"write", "read", "flush", "hydrate", "evict"}
+    assert machines == {"write", "read", "flush", "hydrate", "evict", "collect"}
     assert len(points()) >= 11
 
 

@@ -48,9 +48,9 @@ async def test_hot_queries_use_their_key_in_generic_plans_too(table: StateTable,
     hot: dict[str, tuple[object, ...]] = {
         "read": (agent, "k0007"),
         "read_many": (agent, ["k0007", "k0008"]),
-        "page": (agent, "k0007", "k", prefix_end("k"), 100, True, None),
+        "page": (agent, "k0007", "k", prefix_end("k"), 100, True, None, 2**20),
         "versions": ([agent, agent], ["k0007", "k0008"]),
-        "newer_than": (1, 5, agent, agent, "", 100),
+        "newer_than": (1, 5, agent, agent, "", 100, 2**20),
         "agents_page": (UUID(int=0), 10),
     }
     for mode in ("force_custom_plan", "force_generic_plan"):
@@ -65,7 +65,7 @@ async def test_hot_queries_use_their_key_in_generic_plans_too(table: StateTable,
 async def test_a_page_reads_no_row_beyond_its_prefix(table: StateTable, db: Database) -> None:
     agent = await _large(table, db)
     async with db.connection() as con:
-        arguments = (agent, "", "k001", prefix_end("k001"), 100, True, None)
+        arguments = (agent, "", "k001", prefix_end("k001"), 100, True, None, 2**20)
         plan = await con.fetch(f"EXPLAIN (ANALYZE, TIMING OFF, SUMMARY OFF) {db.queries['page']}", *arguments)
     scan = next(line[0] for line in plan if "state_pkey" in line[0])
     assert re.search(r"actual rows=10(\.00)? loops=1", scan), plan

@@ -56,6 +56,9 @@ class Counts:
     hydrated: int = 0
     hydrations_refused: int = 0
     evicted: int = 0
+    expired: int = 0
+    collected: int = 0
+    blobs_collected: int = 0
     conflicts: int = 0
     flushed: int = 0
     delivered: int = 0

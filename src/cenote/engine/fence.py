@@ -9,7 +9,6 @@ collected since before the look. One that is not there was overtaken, and is set
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
-from cenote import points
 from cenote.engine import entries
 from cenote.engine.core import Core, reading
 from cenote.errors import UnavailableError
@@ -46,8 +45,6 @@ async def pass_fence(table: StateTable, rows: Sequence[Row], write: Write, look:
         overtaken += gone
         left = [row for row in left if row not in gone]
         looked = floor
-        if points.armed:
-            await points.hit("flush.looked")
     return overtaken
 
 

@@ -24,6 +24,10 @@ from cenote.kv.single import SingleEntry
 from cenote.naming import QUERY_CACHE, Names
 
 _LEASE_KEY = "=lease.flush"
+_COUNTED = (
+    "flushed", "delivered", "commits", "evicted", "expired", "collected", "blobs_collected", "quarantined",
+    "unknown_formats",
+)  # fmt: skip
 _SPREAD_S = 0.15  # many who hear the same silence do not all ask at the same instant
 _dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 
@@ -50,6 +54,9 @@ class Board:
     commits: int = 0
     avg_flush_ms: float | None = None
     evicted: int = 0
+    expired: int = 0
+    collected: int = 0
+    blobs_collected: int = 0
     quarantined: int = 0
     unknown_formats: int = 0
     sql_down_since_ms: int | None = None
@@ -61,6 +68,12 @@ class Board:
         """What a flusher must know of those before it: how far they had seen PostgreSQL come (flow rule 5)."""
         self.sql_commits, self.sql_committed_us = before.sql_commits, before.sql_committed_us
         self.sql_commits_lost = before.sql_commits_lost
+
+    def count(self, counts: Any) -> None:
+        """Take over what its holder counts."""
+        for name in _COUNTED:
+            setattr(self, name, getattr(counts, name))
+        self.avg_flush_ms = round(counts.flush_ms / counts.commits, 3) if counts.commits else None
 
     def alive(self, now_ms: int) -> bool:
         """Whether the holder renewed it within twice the expiry time."""

@@ -28,6 +28,8 @@ class Stats:
         violations: writes whose lag exceeded `flush.window_ms` since the active flusher began.
         hits: reads of this process by the tier that answered, and misses.
         flushed, commits, evicted, quarantined, unknown_formats: of the active flusher since it began.
+        expired, collected, blobs_collected: rows of SQL whose time was over, tombstones and large values that left it,
+            of the active flusher since it began.
         hydrated, writes: of this process since it opened the store.
         sql_commits_lost: commits that PostgreSQL had and then had no more, because it went back in time; 0 is the rule.
         flusher: the process that flushes, "" when none does.
@@ -48,6 +50,9 @@ class Stats:
     flushed: int
     commits: int
     evicted: int
+    expired: int
+    collected: int
+    blobs_collected: int
     hydrated: int
     quarantined: int
     unknown_formats: int
@@ -82,6 +87,8 @@ async def stats(machines: Machines) -> Stats:
         lag_ms_p99=board.lag_ms_p99 if board else None,
         violations=board.violations if board else 0, flushed=board.flushed if board else 0,
         commits=board.commits if board else 0, evicted=board.evicted if board else 0, hydrated=counts.hydrated,
+        expired=board.expired if board else 0, collected=board.collected if board else 0,
+        blobs_collected=board.blobs_collected if board else 0,
         quarantined=board.quarantined if board else 0, unknown_formats=board.unknown_formats if board else 0,
         writes=counts.writes, sql_commits_lost=board.sql_commits_lost if board else 0,
         flusher=board.holder if alive and board else "", epoch=core.epochs.newest,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.batch import Batch, Delivery, Poison, build
+from cenote.engine.collector import Collector
 from cenote.engine.core import Core
 from cenote.engine.epoch import DURABLE_KEY
 from cenote.engine.evictor import Evictor
@@ -100,6 +101,7 @@ class Shift:
         jobs: list[Coroutine[Any, Any, None]] = [
             self._flush_for_ever(), self._keep_lease(), self._keep_hold(), self._names.keep_trying(),
             self._lineage.keep(), Evictor(core, self.durable, self._lineage).run(),
+            Collector(core, self.durable, self._guard, self._overlap, _OVERLAP).run(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
@@ -370,16 +372,13 @@ class Shift:
             core.durable_name = (await core.stream.update_metadata({DURABLE_KEY: self.durable})).metadata[DURABLE_KEY]
 
     def _fill_board(self) -> None:
-        board, counts = self._board, self._core.counts
+        board = self._board
         board.renewed_ms = self._core.link.server_now_ms()
         if not self._inbox and not self._flights and self._core.fullness.backlog == 0:
             board.clean_ms = board.renewed_ms
         board.lag_ms_p50, board.lag_ms_p95, board.lag_ms_p99 = self._lag.percentiles(0.50, 0.95, 0.99)
         board.violations = self._lag.violations
-        board.flushed, board.delivered, board.commits = counts.flushed, counts.delivered, counts.commits
-        board.avg_flush_ms = round(counts.flush_ms / counts.commits, 3) if counts.commits else None
-        board.evicted = counts.evicted
-        board.quarantined, board.unknown_formats = counts.quarantined, counts.unknown_formats
+        board.count(self._core.counts)
 
     async def _keep_hold(self) -> None:
         """Tell the server that what is in hand is being worked on, before it delivers it to somebody else."""

@@ -9,8 +9,9 @@ import math
 import time
 from typing import NamedTuple
 
-from cenote import points
+from cenote import limits, points
 from cenote.engine import entries
+from cenote.engine.blobs import Placed
 from cenote.engine.cache import Ticket
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
@@ -78,7 +79,10 @@ class Writer:
             BackpressureError: the unflushed backlog is full; nothing was written.
         """
         core = self._core
-        core.admit(len(content.body), deleting=content.deleted)
+        large = len(content.body) > limits.INLINE_BYTES_MAX
+        core.admit(0 if large else len(content.body), deleting=content.deleted)
+        if large:
+            content, _ = await self.placed(target, content)
         operation = self._operation()
         header = _header(content, operation, core.format)
         sent = self._begin(target)
@@ -207,16 +211,28 @@ class Writer:
         Raises:
             ConflictError: it is another.
         """
-        operation = self._operation()
+        operation, placed = self._operation(), None
         backoff = self.backoff()
         while True:
             base = await self.base(target, backoff, deleting=content.deleted)
             actual = None if base.stored is None else base.stored.version
             if actual != expected:
                 raise _conflict(target, expected, actual)
-            stored = await self.replace(target, base, content, operation, backoff)
+            small, placed = await self.placed(target, content, placed)
+            stored = await self.replace(target, base, small, operation, backoff)
             if stored is not None:
                 return stored
+
+    async def placed(
+        self, target: Target, content: Content, before: Placed | None = None
+    ) -> tuple[Content, Placed | None]:
+        """What KV is to hold: the content itself, or for a large value a reference to bytes that SQL has by now, and
+        what was committed for it. `before`: of an earlier attempt of the operation that was not published (rule 20)."""
+        if len(content.body) <= limits.INLINE_BYTES_MAX:
+            return content, before
+        timeout_ms = self._core.config.kv.deadline_ms
+        placed = await self._core.blobs.put(target, content.codec, content.body, timeout_ms, before)
+        return content._replace(codec=entries.BLOB, body=placed.reference), placed
 
     def next_operation(self) -> str:
         """An id for one operation of the caller, however many attempts it takes."""

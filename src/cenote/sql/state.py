@@ -10,18 +10,19 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 from uuid import UUID
 
+from cenote import limits
 from cenote.naming import Names
 from cenote.sql.agents import AgentTable
 from cenote.sql.changes import ChangeTable
 from cenote.sql.dead_letters import DeadLetterTable
 from cenote.sql.epochs import EpochTable
 from cenote.sql.errors import TIER, DataRefused
+from cenote.sql.garbage import GarbageTable
 from cenote.sql.pool import Database
 from cenote.sql.rows import Flushed, GcFloor, Guard, Heartbeat, Row, SqlVersion, flushed
 
 __all__ = ["Flushed", "Guard", "Heartbeat", "Row", "SqlVersion", "StateTable", "prefix_end"]
 
-BLOB_TIMEOUT_MS: Final = 60_000  # 64 MiB over a slow line
 _LAST_CHAR: Final = "\U0010ffff"
 _FIRST_AGENT: Final = UUID(int=0)
 _LAST_AGENT: Final = UUID(int=2**128 - 1)
@@ -30,7 +31,7 @@ _VALUE_END: Final = "\x1f"  # JSON text holds no control characters
 _ABOVE_ALL_KEYS: Final = _LAST_CHAR * 501  # 2,004 bytes: a key has at most 2,000
 
 
-class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable):
+class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, GarbageTable):
     """Everything the engine asks of SQL: this class for the rows themselves, its bases for what stands
     beside them."""
 
@@ -79,7 +80,7 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable):
         live_only: bool,
         now_us: int | None = None,
     ) -> list[Row]:
-        """The next rows in key order.
+        """The next rows in key order, one at least if there is one; `[]` alone says that there are no more.
 
         Args:
             agent_id: whose.
@@ -91,7 +92,7 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable):
         """
         end = prefix_end(prefix)
         rows = await self.db.fetch(
-            self.db.queries["page"], agent_id, after or "", prefix, end, limit, live_only, now_us
+            self.db.queries["page"], agent_id, after or "", prefix, end, limit, live_only, now_us, limits.PAGE_BYTES_MAX
         )
         return [Row(*row) for row in rows]
 
@@ -111,21 +112,13 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable):
         place: tuple[UUID, str] = (agent_id or _FIRST_AGENT, "")
         last = agent_id or _LAST_AGENT
         while True:
-            rows = await self.db.fetch(self.db.queries["newer_than"], epoch, version, last, *place, page)
+            query = self.db.queries["newer_than"]
+            rows = await self.db.fetch(query, epoch, version, last, *place, page, limits.PAGE_BYTES_MAX)
             for row in rows:
                 yield row[0], Row(*row[1:])
-            if len(rows) < page:
+            if not rows:
                 return
             place = (rows[-1]["agent_id"], rows[-1]["key"])
-
-    async def insert_blob(self, blob_id: UUID, body: bytes) -> None:
-        """Store the bytes of a large value; nobody sees them before an entry refers to them."""
-        await self.db.execute(self.db.queries["insert_blob"], blob_id, body, timeout_ms=BLOB_TIMEOUT_MS)
-
-    async def read_blob(self, blob_id: UUID) -> bytes | None:
-        """The bytes of a large value."""
-        body: bytes | None = await self.db.fetchval(self.db.queries["read_blob"], blob_id, timeout_ms=BLOB_TIMEOUT_MS)
-        return body
 
     async def count_rows(self) -> int:
         """Rows of the table, tombstones included: exact while it is small, else the planner's estimate."""

@@ -80,18 +80,31 @@ SELECT agent_id, key, value::text AS value, raw, version, epoch,
 
 -- name: page
 -- why: listing and hydration, a page at a time. A prefix is a range, for the key's collation is "C"; $4 is above
--- why: every key of the prefix. Only live rows when $6; expiry by the KV server's time $7 where it is given.
+-- why: every key of the prefix. Only live rows when $6; expiry by the KV server's time $7 where it is given. A page
+-- why: ends before its text exceeds $8, one row at least (I15): nothing is decompressed for that, the ratios are what
+-- why: the two methods can reach at most; and a large value is not even read before its row is in the page.
 -- index: state_pkey
 SELECT agent_id, key, value::text AS value, raw, version, epoch,
        (extract(epoch FROM kv_time) * 1000000)::bigint AS kv_time_us, deleted, quarantined,
        (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us
-  FROM {agents}.state
- WHERE agent_id = $1 AND key > $2 AND key >= $3 AND key < $4
-   AND (NOT $6::boolean OR (NOT deleted AND (
-         expires_at IS NULL
-         OR expires_at > coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond', now()))))
+  FROM (
+    SELECT s.*, row_number() OVER rows_so_far AS place,
+           sum(coalesce(octet_length(raw), 0) + coalesce(pg_column_size(value) * CASE pg_column_compression(value)
+               WHEN 'pglz' THEN 90 WHEN 'lz4' THEN 255 ELSE 1 END, 0)) OVER rows_so_far AS bytes
+      FROM (
+        SELECT agent_id, key, value, raw, version, epoch, kv_time, deleted, quarantined, expires_at
+          FROM {agents}.state
+         WHERE agent_id = $1 AND key > $2 AND key >= $3 AND key < $4
+           AND (NOT $6::boolean OR (NOT deleted AND (
+                 expires_at IS NULL
+                 OR expires_at > coalesce(timestamptz 'epoch' + $7::bigint * interval '1 microsecond', now()))))
+         ORDER BY key
+         LIMIT $5
+      ) AS s
+    WINDOW rows_so_far AS (ORDER BY key ROWS UNBOUNDED PRECEDING)
+  ) AS sized
+ WHERE place = 1 OR bytes <= $8
  ORDER BY key
- LIMIT $5
 
 -- name: versions
 -- why: which of these writes are durable: receipts and flush() ask about many keys at once (rule 1).
@@ -111,24 +124,24 @@ SELECT CASE WHEN pg_relation_size(c.oid) > 32 * 1024 * 1024 AND c.reltuples >= 0
 
 -- name: newer_than
 -- why: a watch catches up after a gap with what KV has evicted since. Pages in key order, of the agents up to $3:
--- why: one agent is its part of the primary key, all agents are the whole table, once per resumption.
+-- why: one agent is its part of the primary key, all agents are the whole table, once per resumption. Bytes as above.
 -- index: state_pkey
 SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.epoch,
        (extract(epoch FROM s.kv_time) * 1000000)::bigint AS kv_time_us, s.deleted, s.quarantined,
        (extract(epoch FROM s.expires_at) * 1000000)::bigint AS expires_us
-  FROM {agents}.state AS s
+  FROM (
+    SELECT p.*, row_number() OVER rows_so_far AS place,
+           sum(coalesce(octet_length(raw), 0) + coalesce(pg_column_size(value) * CASE pg_column_compression(value)
+               WHEN 'pglz' THEN 90 WHEN 'lz4' THEN 255 ELSE 1 END, 0)) OVER rows_so_far AS bytes
+      FROM (
+        SELECT agent_id, key, value, raw, version, epoch, kv_time, deleted, quarantined, expires_at
+          FROM {agents}.state
+         WHERE (epoch, version) > ($1, $2) AND agent_id <= $3 AND (agent_id, key) > ($4, $5::text COLLATE "C")
+         ORDER BY agent_id, key
+         LIMIT $6
+      ) AS p
+    WINDOW rows_so_far AS (ORDER BY agent_id, key ROWS UNBOUNDED PRECEDING)
+  ) AS s
   LEFT JOIN {agents}.registry AS r ON r.agent_id = s.agent_id
- WHERE (s.epoch, s.version) > ($1, $2) AND s.agent_id <= $3
-   AND (s.agent_id, s.key) > ($4, $5::text COLLATE "C")
+ WHERE s.place = 1 OR s.bytes <= $7
  ORDER BY s.agent_id, s.key
- LIMIT $6
-
--- name: insert_blob
--- why: committed before the entry that refers to it is published (rule 20).
--- index: blobs_pkey
-INSERT INTO {agents}.blobs (id, bytes) VALUES ($1, $2)
-
--- name: read_blob
--- why: the bytes behind a reference.
--- index: blobs_pkey
-SELECT bytes FROM {agents}.blobs WHERE id = $1
