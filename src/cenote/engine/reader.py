@@ -13,6 +13,7 @@ from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
 from cenote.errors import CodecError, UnavailableError
+from cenote.kv.deadline import patient
 from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.model.entry import Stored, Tier
@@ -76,7 +77,7 @@ class Reader:
 
     async def _load(self, target: Target) -> Found | None:
         core = self._core
-        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        backoff = Backoff(patient(core.config.retry), core.config.kv.deadline_ms)
         timeout_ms = core.config.kv.request_timeout_ms
         while True:
             try:
@@ -128,7 +129,7 @@ class Reader:
     async def read_many(self, targets: Sequence[Target]) -> dict[str, Found]:
         """The states of many keys of one agent, by key, without the absent ones."""
         core = self._core
-        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms)
+        backoff = Backoff(patient(core.config.retry), core.config.kv.deadline_ms)
         found: dict[str, Found] = {}
         wanted = {target.subject: target for target in targets}
         for subject, target in list(wanted.items()):

@@ -17,6 +17,7 @@ from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
 from cenote.errors import BackpressureError, ConflictError, OutcomeUnknownError, UnavailableError
+from cenote.kv.deadline import patient
 from cenote.kv.errors import AnswerLost, WrongSequence
 from cenote.kv.stream import sequence_of
 from cenote.model import entry
@@ -118,7 +119,7 @@ class Writer:
         """What follows a failed first attempt: another one after each proof that nothing was accepted, a look at the
         leader when the answer was lost."""
         core = self._core
-        backoff = Backoff(core.config.retry, core.config.kv.deadline_ms, began=began)
+        backoff = Backoff(patient(core.config.retry), core.config.kv.deadline_ms, began=began)
         while True:
             if isinstance(error, AnswerLost):
                 return await self._settle(target, operation, backoff, error)
@@ -179,7 +180,7 @@ class Writer:
     def backoff(self, left_ms: float = math.inf) -> Backoff:
         """The deadline of one step, `kv.deadline_ms` or what the caller has left, and its pauses."""
         config = self._core.config
-        return Backoff(config.retry, min(config.kv.deadline_ms, left_ms))
+        return Backoff(patient(config.retry), min(config.kv.deadline_ms, left_ms))
 
     async def base(self, target: Target, backoff: Backoff, *, deleting: bool = False) -> Base:
         """The state of a key to build on, with a sequence to compare (F-mark): a key that only SQL holds is hydrated

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from cenote.errors import CenoteError, UnavailableError
 from cenote.kv.errors import AnswerLost, JsUnavailable, NoResponders, NotSent
 from cenote.kv.link import Link
-from cenote.retry import Backoff
+from cenote.retry import Backoff, Policy
 
 T = TypeVar("T")
 
@@ -23,9 +23,17 @@ QUESTION_MS = 1_000
 """After so much silence a question is asked once more: a leader answers within milliseconds."""
 
 
+_WAIT_MS_MAX = 1_000  # an election takes 4 to 8 s; a longer wait would only add to it, or give up before its end
+
+
 class _Policy(NamedTuple):
     base_ms: float = 20
-    wait_ms_max: float = 1000  # an election takes 4 to 6 s; a longer wait would only add to it
+    wait_ms_max: float = _WAIT_MS_MAX
+
+
+def patient(retry: Policy) -> Policy:
+    """The waits between attempts at KV: as configured, but short enough to be there when a leader is."""
+    return _Policy(retry.base_ms, min(retry.wait_ms_max, _WAIT_MS_MAX))
 
 
 async def ask(link: Link, subject: str, body: dict[str, Any] | None, timeout_ms: int) -> dict[str, Any]:
