@@ -4,6 +4,7 @@ with an old disk, a minority partition (flow rules 9 and 10)."""
 import asyncio
 import contextlib
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,6 +96,7 @@ async def test_i1_i16_leaders_die_under_load(cenote_servers: TestServers, tmp_pa
     namespace = cenote_servers.fresh()["namespace"]
     acked: dict[str, int] = {}
     counts: Counter[str] = Counter()
+    gaps: list[float] = []
     async with (
         cluster(tmp_path / "kv") as kv,
         cenote.open(**settings(cenote_servers, kv, namespace)) as store,
@@ -118,8 +120,10 @@ async def test_i1_i16_leaders_die_under_load(cenote_servers: TestServers, tmp_pa
         writers = [asyncio.create_task(write(mine)) for mine in range(8)]
         for _ in range(KILLS):
             leader = await _leader(other)
-            before = counts["acked"]
+            before, killed_at = counts["acked"], time.monotonic()
             kv.node(leader).kill()
+            await reached(lambda before=before: counts["acked"] > before + 20, "the next leader", 40)
+            gaps.append(round(time.monotonic() - killed_at, 1))
             await reached(lambda before=before: counts["acked"] > before + 200, "writes after a leader's death", 40)
             await asyncio.to_thread(kv.node(leader).start)
             await reached(lambda: _all_current(other), "three current servers", 40)
@@ -134,7 +138,8 @@ async def test_i1_i16_leaders_die_under_load(cenote_servers: TestServers, tmp_pa
             value = await same.get(key)
             demand(value is not None and value >= number, f"I1: {key}={number} was acknowledged, and reads {value}")
         await reached(lambda: _drained(other), "I16: everything drains", 60)
-        print(dict(counts))
+        demand(store._core.epochs.newest == other._core.epochs.newest == 1, "an epoch began for nothing")
+        print(dict(counts), "seconds without writes:", gaps)
 
 
 async def test_i3_a_server_that_comes_back_with_an_old_disk(cenote_servers: TestServers, tmp_path: Path) -> None:
