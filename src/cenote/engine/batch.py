@@ -47,7 +47,8 @@ class Batch(NamedTuple):
 
 
 @lru_cache(maxsize=65_536)
-def _agent(token: str) -> keys.AgentRef | None:
+def agent_of(token: str) -> keys.AgentRef | None:
+    """The agent of a subject's token; None when it is nobody's."""
     try:
         return keys.decode_agent(token)
     except CodecError:
@@ -77,7 +78,7 @@ def build(deliveries: Iterable[Delivery], epochs: Epochs, prefix_length: int, fi
             batch.rest.append(delivery)
             continue
         token, _, key_token = subject[prefix_length:].partition(".")
-        agent = _agent(token)
+        agent = agent_of(token)
         if agent is not None and _sort(batch, delivery, agent, key_token, epochs, first_pass):
             agents[token] = agent
             if batch.rows:

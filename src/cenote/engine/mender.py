@@ -14,9 +14,9 @@ from uuid import UUID
 
 from cenote import limits, points
 from cenote.engine import entries, rewind
+from cenote.engine.batch import agent_of
 from cenote.engine.belonging import belongs
 from cenote.engine.core import Core
-from cenote.engine.entries import Target
 from cenote.engine.epoch import MENDED_KEY
 from cenote.engine.hydrator import Hydrator
 from cenote.engine.incarnation import incarnation, mended_mark
@@ -55,13 +55,13 @@ class Mender:
             UnavailableError: a server went away, or the connection is another one: begin anew.
         """
         core, mended = self._core, 0
-        page: dict[Place, tuple[Target, Message]] = {}
+        page: dict[Place, Message] = {}
         async for message in core.live(core.stream.prefix + ">"):
             if message.sequence <= self._high.sequence and message.time_us > self._high.kv_time_us:
                 await self._disagrees(message)
-            target = self._target(message.subject)
-            if target is not None:
-                page[target.agent.id, target.row_key] = (target, message)
+            place = self._place(message.subject)
+            if place is not None:
+                page[place] = message
             if len(page) >= _PAGE_KEYS:
                 mended += await self._compare(page)
                 page = {}
@@ -71,23 +71,24 @@ class Mender:
             log.warning("KV went back in time: %d entries were older than SQL and are replaced", mended)
         return mended
 
-    def _target(self, subject: str) -> Target | None:
+    def _place(self, subject: str) -> Place | None:
         token, key_token = self._core.split(subject)
+        agent = agent_of(token)
         try:
-            return self._core.target(keys.decode_agent(token), keys.decode_token(key_token))
+            return None if agent is None else (agent.id, keys.sql_key(keys.decode_token(key_token)))
         except CodecError:
             return None  # our own entries, or foreign subjects: SQL has no row of them
 
-    async def _compare(self, page: dict[Place, tuple[Target, Message]]) -> int:
+    async def _compare(self, page: dict[Place, Message]) -> int:
         if not page:
             return 0
         rows = await self._core.table.versions(page)
         behind = []
-        for place, (target, message) in page.items():
-            held = rows.get(place)
-            if held is not None and await self._is_behind(entries.listed(message, self._core.epochs), message, held):
-                behind.append(target)
-        return sum(await asyncio.gather(*(self._mend(target) for target in behind)))
+        for place, held in rows.items():
+            message = page[place]
+            if await self._is_behind(entries.listed(message, self._core.epochs), message, held):
+                behind.append(message.subject)
+        return sum(await asyncio.gather(*(self._mend(subject) for subject in behind)))
 
     async def _is_behind(self, stored: Stored, message: Message, held: SqlVersion) -> bool:
         if stored.version >= Version(held.epoch, held.version):
@@ -102,9 +103,11 @@ class Mender:
         if await rewind.of_this_life(self._core, message.sequence, message.time_us, generation=self._generation):
             raise Rewound(self._core.epochs.newest, message.sequence, message.time_us)
 
-    async def _mend(self, target: Target) -> bool:
+    async def _mend(self, subject: str) -> bool:
         """Replace one entry, unless somebody else has done so or written it anew."""
         core = self._core
+        token, key_token = core.split(subject)
+        target = core.target(keys.decode_agent(token), keys.decode_token(key_token))
         async with self._at_once:
             while True:
                 self._same_connection()
