@@ -6,7 +6,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
-ROOMS ?= unit property integration crash docs architecture
+ROOMS ?= unit property model integration crash docs architecture
 PARALLEL ?=
 JUDGE_ROOMS ?= integration
 JUDGE_POSTGRES_BIN ?= /usr/lib/postgresql/15/bin

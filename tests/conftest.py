@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-TIMEOUT_S = {"unit": 10, "docs": 120, "property": 120, "integration": 90, "crash": 120, "architecture": 60}
+TIMEOUT_S = {"unit": 10, "docs": 120, "property": 120, "model": 30, "integration": 90, "crash": 120, "architecture": 60}
 JUDGE_TIMEOUT_S = 600
 ON_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
