@@ -21,7 +21,7 @@ from cenote.kv.link import Link
 from cenote.kv.stream import StateStream
 from cenote.naming import AGENT_STATE, QUERY_CACHE, SESSION_DATA, Names
 from cenote.sql.epochs import refused
-from cenote.sql.rows import Claim, EpochRow
+from cenote.sql.rows import Claim, EpochRow, NewEpoch
 from cenote.sql.state import StateTable
 
 _EMBEDDED = re.compile(r"(?:cenote-)?([0-9a-f]{16})(?:-recovery)?")  # the random part is the data directory's
@@ -92,10 +92,21 @@ async def belongs(table: StateTable, epochs: Epochs, stream: StateStream) -> Epo
     """
     rows = await table.epochs()
     if rows and UUID(rows[-1].store_id) == UUID(epochs.store_id):
+        if rows[-1].epoch < epochs.newest:  # the database has gone back in time; the stream still knows (rule 5)
+            await table.reinstate(_lost(epochs, rows[-1].epoch))
+            rows = await table.epochs()
         return rows[-1]
     if UUID(epochs.store_id) in {UUID(row.store_id) for row in rows}:
         await stream.update_metadata({AWAY_KEY: rows[-1].store_id})
     raise _strangers(frozenset({epochs.store_id}), rows[-1] if rows else None)
+
+
+def _lost(epochs: Epochs, newest: int) -> list[tuple[int, NewEpoch]]:
+    return [
+        (number, NewEpoch(from_us, epochs.store_id, epochs.created, "", "", "given back by the stream"))
+        for number, from_us in zip(epochs.numbers, epochs.starts_us, strict=True)
+        if number > newest
+    ]
 
 
 async def settle(

@@ -90,8 +90,8 @@ class Changes:
             return None
         if page is None:
             raise ExpiredError(
-                f"commit {_text(after or BEFORE_ALL)} is no longer in PostgreSQL's log: it was older than flush.changes_s,"
-                " or the database has gone back in time", tier="RELATIONAL_DB",
+                f"commit {_text(after or BEFORE_ALL)} is not in the log any more: it was older than flush.changes_s, or"
+                " the database has gone back in time", tier="RELATIONAL_DB",
                 hint="read the whole state once more, then follow changes(since=0)",
             )  # fmt: skip
         return page

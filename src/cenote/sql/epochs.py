@@ -6,6 +6,7 @@ updates that
 row: a flush in progress is waited for, a flush that waits sees the change.
 """
 
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -128,15 +129,33 @@ class EpochTable:
     async def _lock(self, tx: Transaction) -> None:
         await tx.execute("SELECT pg_advisory_xact_lock($1)", advisory_key(self.db.names, "epochs"))
 
-    async def _insert(self, tx: Transaction, seen: tuple[int, str] | None, new: NewEpoch) -> bool:
+    async def reinstate(self, lost: Sequence[tuple[int, NewEpoch]]) -> None:
+        """Give back epochs, oldest first, that the database lost when it went back in time (rule 5)."""
+
+        async def change(tx: Transaction) -> None:
+            await self._lock(tx)
+            newest = EpochRow(*(await tx.fetch(self.db.queries["epochs"]))[-1])
+            seen = (newest.epoch, newest.incarnation or "")
+            for number, new in lost:
+                if number > seen[0]:
+                    given = await self._insert(tx, seen, new, number)
+                    assert given, "the advisory lock is held by all who begin an epoch"
+                    seen = (number, new.incarnation)
+
+        await transact(self.db, change, isolation=Isolation.READ_COMMITTED)
+
+    async def _insert(
+        self, tx: Transaction, seen: tuple[int, str] | None, new: NewEpoch, number: int | None = None
+    ) -> bool:
         queries = self.db.queries
         if seen is None:
             return await tx.execute(queries["first_epoch"], *new) == "INSERT 0 1"
         if await tx.execute(queries["end_epoch"], *seen) != "UPDATE 1":
             return False
-        await tx.execute(queries["next_epoch"], seen[0] + 1, *new)
+        number = number or seen[0] + 1
+        await tx.execute(queries["next_epoch"], number, *new)
         await tx.execute("SET LOCAL statement_timeout = 0")
-        await tx.execute(queries["restamp"], seen[0], seen[0] + 1, new.from_us, timeout_ms=_RESTAMP_MS)
+        await tx.execute(queries["restamp"], seen[0], number, new.from_us, timeout_ms=_RESTAMP_MS)
         return True
 
 
