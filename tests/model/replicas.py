@@ -110,7 +110,7 @@ class Replicas(Model):
             raise Violation(f"I5: a key that somebody was told is stored is absent, says the {name}")
         if write < s.shown:
             raise Violation(f"I4/I5: write {s.shown} was shown or acked, now the {name} has an older one: {write}")
-        return ("a read by the {} shows write {}", name, write), s._replace(
+        return ("a read by the " + name + " shows write {}", write), s._replace(
             shown=s.shown if self.own_only else write, copy=write
         )
 
