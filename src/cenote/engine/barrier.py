@@ -60,9 +60,10 @@ class Barrier:
             info = await self._core.stream.info()
             start = info.last_seq
         await self._floor_reaches(start)
-        while up_to is None and not await self._of_this_database():  # who leaves only waits, and asks no other server
+        while up_to is None and not await self._of_this_database():  # who leaves only waits, and asks SQL nothing
             await self._floor_reaches(start)
-        await self._committed(await self._live(">", start + 1))
+        if up_to is None:
+            await self._committed(await self._live(">", start + 1))
         self._same_connection()
 
     async def _agent(self, agent: keys.AgentRef) -> None:
