@@ -124,20 +124,17 @@ class Cluster:
         for gate in self.gates:
             await gate.__aexit__(None, None, None)
 
-    def url(self, *first: int) -> str:
-        """All servers, those named before the others."""
-        order = [*first, *(index for index in range(3) if index not in first)]
-        return ",".join(self.nodes[index].url for index in order)
-
     def config(self, *only: int, **changes: Any) -> KvConfig:
         """The `kv` section for these servers only; without any, for all."""
-        url = ",".join(self.nodes[index].url for index in only) if only else self.url()
-        return KvConfig(url=Url(url), user=USER, password=self.password, replicas=3, **changes)
+        return KvConfig(url=Url(self._url(only)), user=USER, password=self.password, replicas=3, **changes)
 
-    def settings(self, *only: int) -> dict[str, Any]:
-        """The same as overrides of `cenote.open()`."""
-        url = ",".join(self.nodes[index].url for index in only) if only else self.url()
+    def settings(self, *only: int, first: int = 0) -> dict[str, Any]:
+        """The same as overrides of `cenote.open()`; first: the server that is tried before the others."""
+        url = self._url(only or sorted(range(3), key=lambda index: index != first))
         return {"kv": url, "kv__user": USER, "kv__password": self.password, "kv__replicas": 3}
+
+    def _url(self, only: Sequence[int]) -> str:
+        return ",".join(self.nodes[index].url for index in only or range(3))
 
     def node(self, name: str) -> Node:
         """The server of this name."""

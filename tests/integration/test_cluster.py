@@ -19,10 +19,11 @@ from witness import Violation, demand, evict_all, in_kv
 STREAM_PAUSE_S = 0.2
 
 
-def settings(servers: TestServers, kv: Cluster, *only: int, **overrides: Any) -> dict[str, Any]:
+def settings(servers: TestServers, kv: Cluster, *only: int, first: int = 0, **overrides: Any) -> dict[str, Any]:
     """Arguments of `cenote.open()`: this cluster, the session's PostgreSQL."""
     return {
-        **kv.settings(*only), "sql": servers.sql_dsn, "sql__migrate": "auto", "flush__drain_ms": 0, **overrides
+        **kv.settings(*only, first=first), "sql": servers.sql_dsn, "sql__migrate": "auto", "flush__drain_ms": 0,
+        **overrides,
     }  # fmt: skip
 
 
@@ -114,7 +115,7 @@ async def test_i1_a_leaders_death_loses_nothing(cenote_servers: TestServers, tmp
     async with (
         cluster(tmp_path / "kv") as kv,
         cenote.open(**settings(cenote_servers, kv, namespace=namespace)) as store,
-        cenote.open(**settings(cenote_servers, kv, namespace=namespace, flush__enabled=False)) as other,
+        cenote.open(**settings(cenote_servers, kv, first=1, namespace=namespace, flush__enabled=False)) as other,
     ):
         agent, same = store.agent("heir"), other.agent("heir")
         for number in range(20):
@@ -123,6 +124,8 @@ async def test_i1_a_leaders_death_loses_nothing(cenote_servers: TestServers, tmp
         info = await store._core.stream.info()
         assert info.leader is not None
         first_term = store._core.incarnation
+        assert store._core.link.server_id != other._core.link.server_id
+        demand(first_term == other._core.incarnation, "F-inc: two processes disagree on the server's start")
         killed_at = time.monotonic()
         kv.node(info.leader).kill()
         receipt = await acked(agent, "during", "acked")
