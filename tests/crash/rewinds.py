@@ -102,6 +102,33 @@ class Arena:
         (self.pg.root / "data" / "postmaster.pid").unlink()
         await asyncio.to_thread(self.pg.start)
 
+    async def begin_standby(self) -> None:
+        """A standby that has everything up to now, and falls behind from now on."""
+        shutil.rmtree(self.pg.root / "standby", ignore_errors=True)
+        command = (self.pg.bin / "pg_basebackup", "-d", self.pg.url(), "-D", self.pg.root / "standby", "-c", "fast")
+        code = await asyncio.to_thread(self.pg._popen(*command).wait, 60)
+        assert code == 0, (self.pg.root / "log").read_text()[-500:]
+
+    async def fail_over(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        """The primary dies; in its place comes the standby, read-only at first, and is promoted."""
+        await asyncio.to_thread(self.pg.stop, signal.SIGQUIT)
+        (self.pg.root / "standby" / "standby.signal").touch()
+        await asyncio.to_thread(_replace, self.pg.root / "data", self.pg.root / "standby")
+        self.pg.process = self.pg._popen(
+            self.pg.bin / "postgres", "-D", self.pg.root / "data", "-p", str(self.pg.port), "-k", self.pg.root
+        )
+        link = None
+        async with asyncio.timeout(30):
+            while link is None:
+                try:
+                    link = await asyncpg.connect(self.pg.url())
+                except (OSError, asyncpg.PostgresError):
+                    await asyncio.sleep(0.02)
+            assert await link.fetchval("SELECT pg_is_in_recovery()")
+            await meanwhile()
+            await link.fetchval("SELECT pg_promote()")
+        await link.close()
+
 
 @contextmanager
 def arena(directory: Path) -> Iterator[Arena]:

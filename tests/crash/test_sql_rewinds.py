@@ -117,6 +117,34 @@ async def test_a_flushed_entry_whose_row_is_lost_is_flushed_again(flusher: str, 
 
 
 @pytest.mark.judge
+@toothed(the_mark_of_the_database)
+async def test_a_failover_to_a_standby_that_lags_loses_nothing_that_kv_holds(arena: Arena) -> None:
+    """Replication is asynchronous: what PostgreSQL said it had committed was never on the server that is promoted."""
+    settings = arena.settings(state__ttl_s=2)
+    async with cenote.open(**settings) as store:
+        agent = store.agent("idle")
+        await agent.put("before", 0, durability="sql")
+        timeline = (await store._core.db.identity()).timeline
+        await arena.begin_standby()
+        await agent.put("k", 100, durability="sql")
+        late: list[cenote.Receipt] = []
+
+        async def while_nobody_takes_writes() -> None:
+            late.append(await agent.put("late", 1))
+            with pytest.raises(cenote.UnavailableError):
+                await store._core.db.identity()  # a standby is nobody's other database
+
+        await arena.fail_over(while_nobody_takes_writes)
+        await late[0].durable(20)
+        assert (await store._core.db.identity()).timeline == timeline + 1
+        await store.flush(20)
+        await _idle_past_its_time(store, "k")
+        async with cenote.open(**settings) as other:
+            demand(await other.agent("idle").get("k") == 100, "I1, I11: a failover lost a write that KV had")
+            assert await other.agent("idle").get("late") == 1
+
+
+@pytest.mark.judge
 @toothed(the_mark_of_the_database, clean_copies_in_the_first_pass)
 async def test_a_copy_brings_back_the_row_that_it_was_made_from(arena: Arena) -> None:
     """The original left KV long ago; a read brought it back as a clean copy, which no flusher takes for a write."""
