@@ -9,7 +9,7 @@ import pytest
 from kv_past import again, nobody_flushes, past
 
 import cenote
-from cenote.engine import entries, rewind, watcher
+from cenote.engine import entries, hydrator, reader, rewind, watcher
 from cenote.engine.core import Core
 from cenote.engine.mender import Mender
 from cenote.engine.rewind import Rewound
@@ -17,9 +17,6 @@ from cenote.kv.stream import StateStream
 from cenote.sql.epochs import EpochTable
 from cenote.testing import TestServers
 from witness import at, demand, eventually, evict_all, in_kv, reached, tables, toothed
-
-pytestmark = pytest.mark.judge
-
 
 # --- the rules, taken out -----------------------------------------------------------------------------------
 
@@ -58,9 +55,10 @@ def the_mender(patch: pytest.MonkeyPatch) -> None:
 def the_waiting(patch: pytest.MonkeyPatch) -> None:
     """Whoever is connected reads."""
 
-    async def at_once(self: Core, left_ms: float) -> None: ...
+    async def at_once(core: Core, left_ms: float) -> None: ...
 
-    patch.setattr(Core, "until_mended", at_once)
+    for user in (reader, hydrator, watcher):
+        patch.setattr(user, "until_mended", at_once)
 
 
 def the_clean_mark(patch: pytest.MonkeyPatch) -> None:
@@ -76,6 +74,7 @@ def the_clean_mark(patch: pytest.MonkeyPatch) -> None:
 # --- the tests ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.judge
 @toothed(the_comparison_of_the_epoch)
 async def test_two_detectors_begin_one_epoch(cenote_servers: TestServers, tmp_path: Path) -> None:
     """Both have seen the stream end below the high water; one is slow to say so."""
@@ -106,6 +105,7 @@ async def test_two_detectors_begin_one_epoch(cenote_servers: TestServers, tmp_pa
             await eventually(lambda: _is(sql, agent, "k", '"new"'), "I1: the new write never reached SQL")
 
 
+@pytest.mark.judge
 @toothed(the_condition)
 async def test_a_write_of_the_new_life_is_never_mended_away(cenote_servers: TestServers, tmp_path: Path) -> None:
     """The mender has compared the old entry with SQL when somebody writes the key anew."""
@@ -167,6 +167,7 @@ async def test_an_update_waits_for_the_mending(cenote_servers: TestServers, tmp_
             demand(log == ["a", "b", "c"], f"I1: an update built on an old value: {log}")
 
 
+@pytest.mark.judge
 @toothed(the_waiting)
 async def test_nobody_can_compare(cenote_servers: TestServers, tmp_path: Path) -> None:
     """No flusher, and no PostgreSQL for the one who asks: the call ends at its deadline and says what is missing."""
@@ -186,6 +187,7 @@ async def test_nobody_can_compare(cenote_servers: TestServers, tmp_path: Path) -
             assert receipt.durability == "kv"
 
 
+@pytest.mark.judge
 @toothed(the_clean_mark)
 async def test_a_watch_goes_on_across_an_epoch(cenote_servers: TestServers, tmp_path: Path) -> None:
     """It tells each write of the new life, and nothing of what was mended; so does one that resumes."""
@@ -220,6 +222,28 @@ async def test_a_watch_goes_on_across_an_epoch(cenote_servers: TestServers, tmp_
             demand(await other.agent("watched").get("still") == "flushed", "I1: KV hides what SQL holds")
 
 
+def the_repair(patch: pytest.MonkeyPatch) -> None:
+    """What is announced is not looked at again."""
+    patch.setattr(Core, "announced", property(lambda self: True, lambda self, value: None), raising=False)
+
+
+@pytest.mark.judge
+@toothed(the_repair)
+async def test_an_announcement_that_is_lost_is_made_again(cenote_servers: TestServers, tmp_path: Path) -> None:
+    """The stream's metadata is read, changed and written: whoever is slow may write over it."""
+    with past(tmp_path, cenote_servers) as kv:
+        async with kv.open() as store:
+            await store.agent("again").put("k", 1)
+            await store.flush(10)
+            await store._core.stream.update_metadata({"cenote.mended": ""})
+
+            async def announced() -> bool:
+                return bool((await store._core.stream.info()).metadata.get("cenote.mended"))
+
+            await eventually(announced, "I16: who opens the store now waits for ever")
+
+
+@pytest.mark.judge
 async def test_waiting_for_sql_across_a_rewind_ends_in_an_unknown_outcome(
     cenote_servers: TestServers, tmp_path: Path
 ) -> None:

@@ -41,8 +41,6 @@ from cenote.sql.state import StateTable
 
 log = logging.getLogger("cenote.engine")
 
-_MENDED_ASK_S = 0.03  # who waits for the mending asks so often
-
 
 @dataclass
 class Counts:
@@ -133,7 +131,9 @@ class Core:
         """Whether the KV server is an embedded one: those do not come up before nothing can be lost."""
         self.volunteer: Callable[[], Awaitable[None]] | None = None
         """Compares KV with SQL, if nobody flushes; set by whoever wires the machines."""
-        self._mended_lock = asyncio.Lock()
+        self.mended_lock = asyncio.Lock()
+        self.announced = False
+        """Whether the stream's metadata says so, for everybody."""
         self.on_close: list[Callable[[], None]] = []
         self._prefix_length = len(self.stream.prefix)
         self._probe_now = asyncio.Event()
@@ -267,52 +267,6 @@ class Core:
         self.coherence.restart()
         self._probe_now.set()
 
-    # --- after a start of the server (F-wait) ---------------------------------------------------------------
-
-    async def announce_mended(self, epoch: int, start: str, generation: int) -> None:
-        """Tell every process that KV, over this connection, holds nothing older than SQL."""
-        if self.link.generation != generation:
-            raise UnavailableError("the connection was replaced before the announcement", tier="DISTRIBUTED_KV")
-        await self.stream.update_metadata({MENDED_KEY: mended_mark(epoch, start)})
-        if self.epochs.newest == epoch:
-            self.mended = generation
-
-    async def until_mended(self, left_ms: float) -> None:
-        """Wait until KV has been compared with SQL since its server started; afterwards `mended` is this connection.
-
-        Raises:
-            UnavailableError: not within `left_ms`.
-        """
-        try:
-            async with asyncio.timeout(max(0.0, left_ms) / 1000), self._mended_lock:
-                volunteering_at = time.monotonic() + limits.LEASE_EXPIRE_MS / 1000
-                while self.mended != self.link.generation:
-                    try:
-                        await self._ask_mended(volunteering=time.monotonic() > volunteering_at)
-                    except (UnavailableError, OutcomeUnknownError) as error:
-                        log.debug("cannot learn whether KV was compared with SQL: %s", error)
-                    if self.mended != self.link.generation:
-                        await asyncio.sleep(_MENDED_ASK_S)
-        except TimeoutError as error:
-            raise UnavailableError(
-                "KV may hold old entries: it has not been compared with PostgreSQL since its server started",
-                tier="DISTRIBUTED_KV",
-                hint="a process that flushes does that: is PostgreSQL up, and does `cenote serve` run?",
-            ) from error
-
-    async def _ask_mended(self, *, volunteering: bool) -> None:
-        generation = self.link.generation
-        await self.probe_once()
-        if self.mended == generation:
-            return
-        if not self.entries:  # nothing in it can be old
-            info = await self.stream.info()
-            start = incarnation(self.link, info)
-            if start and not info.messages:
-                await self.announce_mended(self.epochs.newest, start, info.generation)
-        elif volunteering and self.volunteer is not None:
-            await self.volunteer()
-
     # --- the probe ------------------------------------------------------------------------------------------
 
     def _reconnected(self) -> None:
@@ -398,5 +352,6 @@ class Core:
         self.incarnation = start = incarnation(self.link, info)
         name = self.durable_name or ""
         self.current_durable = name if start and name.startswith(durable_prefix(self.epochs.newest, start)) else None
-        if start and (self.owned or goes_on or info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)):
+        self.announced = info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)
+        if start and (self.owned or goes_on or self.announced):
             self.mended = info.generation

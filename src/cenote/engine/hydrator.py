@@ -16,6 +16,7 @@ from cenote.engine import entries
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import ABSENT, Target
 from cenote.engine.fullness import BRIM_SHARE
+from cenote.engine.waiting import until_mended
 from cenote.errors import BackpressureError, OutcomeUnknownError, UnavailableError
 from cenote.kv.errors import WrongSequence
 from cenote.kv.stream import sequence_of
@@ -47,7 +48,7 @@ class Hydrator:
         """
         core = self._core
         if core.mended != core.link.generation:
-            await core.until_mended(core.config.kv.deadline_ms)  # the caller's own deadline is around it
+            await until_mended(core, core.config.kv.deadline_ms)  # the caller's own deadline is around it
         for _ in range(_ROUNDS_MAX):
             generation, t0_ms, started = core.link.generation, core.link.server_now_ms(), time.monotonic()
             message = await core.leader_message(target)

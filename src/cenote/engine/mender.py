@@ -4,7 +4,7 @@ A store that went back in time shows entries that SQL knows to be overtaken. Eac
 under the condition that it is still the very entry that was compared, never by a delete: so a write of the new life is
 never touched. Only what is no later than its row by the server's clock can be older; a lower version with a later time
 is a write of another life, for which an epoch must begin first. Nothing is evicted before the comparison is done, and
-reads wait for it (F-wait, `engine/core.py`).
+reads wait for it (F-wait, `engine/waiting.py`).
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from cenote.engine.hydrator import Hydrator
 from cenote.engine.incarnation import incarnation, mended_mark
 from cenote.engine.lease import Lease
 from cenote.engine.rewind import Rewound
+from cenote.engine.waiting import announce_mended
 from cenote.errors import CodecError, UnavailableError
 from cenote.kv.bucket import StreamInfo
 from cenote.kv.message import Message
@@ -177,7 +178,7 @@ async def mend_once(
         finally:
             mending.cancel()
             await asyncio.gather(mending, return_exceptions=True)
-    await core.announce_mended(guard.epoch, guard.incarnation, info.generation)
+    await announce_mended(core, guard.epoch, guard.incarnation, info.generation)
 
 
 def volunteer(core: Core, lease: Lease) -> Callable[[], Awaitable[None]]:
@@ -198,6 +199,6 @@ def volunteer(core: Core, lease: Lease) -> Callable[[], Awaitable[None]]:
         except Rewound as rewound:
             await rewind.begin(core, rewound)
             return
-        await core.announce_mended(epoch, start, generation)
+        await announce_mended(core, epoch, start, generation)
 
     return compare

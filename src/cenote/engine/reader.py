@@ -12,6 +12,7 @@ from cenote.engine.cache import Ticket
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
+from cenote.engine.waiting import until_mended
 from cenote.errors import CodecError, UnavailableError
 from cenote.kv.deadline import patient
 from cenote.kv.message import Message
@@ -90,7 +91,7 @@ class Reader:
     async def _attempt(self, target: Target, backoff: Backoff, timeout_ms: int) -> Found | None:
         core = self._core
         if core.mended != core.link.generation:
-            await core.until_mended(backoff.left_ms)
+            await until_mended(core, backoff.left_ms)
         if not core.coherence.listening:
             await core.coherence.listen()
         ticket = core.cache.ticket(target.subject)
@@ -156,7 +157,7 @@ class Reader:
     async def _load_many(self, targets: list[Target]) -> dict[str, Found]:
         core = self._core
         if core.mended != core.link.generation:
-            await core.until_mended(core.config.kv.deadline_ms)  # the caller's own deadline is around it
+            await until_mended(core, core.config.kv.deadline_ms)  # the caller's own deadline is around it
         if not core.coherence.listening:
             await core.coherence.listen()
         tickets = [core.cache.ticket(target.subject) for target in targets]
@@ -198,7 +199,7 @@ class Reader:
         """
         core = self._core
         if core.mended != core.link.generation:
-            await core.until_mended(core.config.kv.deadline_ms)
+            await until_mended(core, core.config.kv.deadline_ms)
         seen: set[str] = set()
         async for message in core.live(core.agent_filter(agent)):
             stored = entries.listed(message, core.epochs)

@@ -28,6 +28,7 @@ from cenote.engine.lineage import Lineage
 from cenote.engine.mender import mend_once, take_over
 from cenote.engine.registrar import Registrar
 from cenote.engine.rewind import Envelope, examined, stale
+from cenote.engine.waiting import announce_mended
 from cenote.errors import TransactionError, UnavailableError
 from cenote.kv.consumer import Pull, ack_many, delete_consumer, ensure_consumer, nak, progress_many
 from cenote.kv.message import Message
@@ -223,8 +224,7 @@ class Shift:
         said what holds its sequence now."""
         dropped = await stale(self._core, odd, generation=self._generation)
         self._release(dropped)
-        gone = {id(delivery) for delivery in dropped}
-        await self._flush([delivery for delivery in taken if id(delivery) not in gone])
+        await self._flush([delivery for delivery in taken if delivery not in dropped])
 
     def _release(self, done: list[Delivery]) -> None:
         assert self._pull is not None
@@ -361,7 +361,7 @@ class Shift:
             await asyncio.sleep(limits.LEASE_RENEW_MS / 1000)
 
     async def _keep_durable(self) -> None:
-        """Another process may have written the stream's metadata over our durable's name, or deleted the durable."""
+        """Another process may have written the stream's metadata over what we wrote there, or deleted the durable."""
         core, pull = self._core, self._pull
         assert pull is not None
         if pull.trouble is None:
@@ -370,6 +370,8 @@ class Shift:
             raise ShiftOver(f"nothing is delivered: {pull.trouble}")
         if core.durable_name != self.durable:
             core.durable_name = (await core.stream.update_metadata({DURABLE_KEY: self.durable})).metadata[DURABLE_KEY]
+        if not core.announced:
+            await announce_mended(core, *self._guard, self._generation)
 
     def _fill_board(self) -> None:
         board = self._board

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from cenote import limits
 from cenote.engine import entries
 from cenote.engine.core import Core
+from cenote.engine.waiting import until_mended
 from cenote.errors import CenoteError, CodecError, ExpiredError, UnavailableError
 from cenote.kv.message import Message
 from cenote.model import key as keys
@@ -169,7 +170,7 @@ class Watch:
         core = self._core
         await core.probe_once()
         if core.mended != core.link.generation:
-            await core.until_mended(core.config.kv.deadline_ms)
+            await until_mended(core, core.config.kv.deadline_ms)
         start = Version(core.epochs.newest, core.last_sequence)
         self._start = start.revision
         first = after.revision + 1 if after.epoch == core.epochs.newest else 1
