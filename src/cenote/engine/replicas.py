@@ -3,7 +3,8 @@
 The stream's leader is authoritative. Asking it for every read would leave two servers idle, so a follower is believed
 unless this process knows better: what it lacks, and what is older than the newest sequence that this process wrote,
 read or heard of for the key, is asked of the leader. So is everything once the leader has been silent for too long,
-for a follower on the wrong side of a partition goes on answering.
+for a follower on the wrong side of a partition goes on answering; so does a leader there, for more than 20 s (seen),
+which is why it must have heard of a majority lately.
 
 The newest sequences are kept in slots chosen by the key's hash. Two keys that share one cost a needless question to
 the leader, never an old answer; and nothing is forgotten when L1 evicts a key.
@@ -53,6 +54,8 @@ class Replicas:
         message = None
         if self._coherence:
             message = await self._stream.get(target.wire, timeout_ms)
+        else:
+            await self._stream.info()  # a leader that lost its majority would answer as well
         if not self._believed(target.subject, message):
             message = await self.leader_message(target, timeout_ms)
         if message is not None:

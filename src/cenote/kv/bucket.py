@@ -41,6 +41,7 @@ class StreamInfo(NamedTuple):
     ts_ms: int
     generation: int
     leader_since: str = ""
+    alone_ms: int = 0  # for how long the leader has not heard of a majority; it goes on answering all the same
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,17 @@ async def stream_info(link: Link, name: str, deadline_ms: int = 0) -> StreamInfo
         config=config,
         leader=cluster.get("leader"),
         leader_since=cluster.get("leader_since") or "",
+        alone_ms=_alone_ms(cluster.get("replicas") or []),
         ts_ms=parse_time_us(answer["ts"].encode()) // 1000,
         generation=link.generation,
     )
+
+
+def _alone_ms(followers: list[dict[str, Any]]) -> int:
+    """Since when those followers are silent without which there is no majority; they answer a heartbeat a second."""
+    silent_ns = sorted(int(one.get("active") or 0) for one in followers)
+    needed = (len(followers) + 1) // 2
+    return silent_ns[needed - 1] // 1_000_000 if needed else 0
 
 
 async def update_metadata(link: Link, name: str, changes: dict[str, str]) -> StreamInfo:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cenote import limits
-from cenote.errors import ConsistencyError, RejectedError, SetupError
+from cenote.errors import ConsistencyError, RejectedError, SetupError, UnavailableError
 from cenote.kv.bucket import StreamInfo, stream_info, update_metadata
 from cenote.kv.clock import parse_time_us
 from cenote.kv.errors import JsNotFound, NotSent, TooManyResults, js_error
@@ -204,8 +204,17 @@ class StateStream:
     # --- the stream itself -------------------------------------------------------------------------
 
     async def info(self, deadline_ms: int = 0) -> StreamInfo:
-        """The stream as its leader describes it; with a deadline, asked again while nobody answers."""
-        return await stream_info(self.link, self.name, deadline_ms)
+        """The stream as its leader describes it; with a deadline, asked again while nobody answers.
+
+        Raises:
+            UnavailableError: also when the leader is one of a minority; another one may have taken over.
+        """
+        info = await stream_info(self.link, self.name, deadline_ms)
+        if info.alone_ms > limits.SILENCE_MS_MAX:
+            raise UnavailableError(
+                f"the stream's leader has not heard of a majority for {info.alone_ms} ms", tier="DISTRIBUTED_KV"
+            )
+        return info
 
     async def update_metadata(self, changes: dict[str, str]) -> StreamInfo:
         """Set `cenote.*` metadata; callers hold the lock of the epochs row."""
