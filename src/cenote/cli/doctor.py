@@ -66,5 +66,6 @@ async def _findings(config: "Config") -> AsyncIterator[Finding]:
         yield finding
     async for finding in sql.findings():
         yield finding
+    await kv.look_again()
     for finding in compare(kv.facts, sql.facts):
         yield finding

@@ -3,11 +3,14 @@
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from cenote.cli.findings import Finding, failed, ok, skipped, warning
 from cenote.cli.greeting import cluster_warning, greeting
 from cenote.config import Config
+from cenote.engine.belonging import Look, look
 from cenote.engine.epoch import CREATED_KEY, DURABLE_KEY, STORE_KEY, Epochs
+from cenote.engine.fullness import BRIM_SHARE, FULL_SHARE
 from cenote.engine.lease import Board, Lease
 from cenote.errors import CenoteError, SetupError
 from cenote.kv.bucket import StreamInfo, state_config, state_faults, stream_info, ttl_config, ttl_faults
@@ -15,6 +18,7 @@ from cenote.kv.consumer import consumer_info
 from cenote.kv.dial import servers
 from cenote.kv.errors import JsError, JsNotFound
 from cenote.kv.link import Link
+from cenote.model.entry import FORMAT
 from cenote.naming import AGENT_STATE, QUERY_CACHE, SESSION_DATA
 
 CLOCK_MS_MAX = 1_000
@@ -27,6 +31,7 @@ class KvFacts:
 
     known: bool = False
     epochs: Epochs | None = None
+    look: Look | None = None
     board: Board | None = None
     flusher_alive: bool = False
     dirty: int | None = None
@@ -69,6 +74,19 @@ class ExamineKv:
         finally:
             await link.close()
 
+    async def look_again(self) -> None:
+        """The stream as it is after PostgreSQL was looked at: a flush in between must not look like a rewind."""
+        if self._config is None or not self.facts.known:
+            return
+        link = Link(self._config.kv, name="cenote-doctor")
+        try:
+            await link.connect()
+            self.facts.look = await look(link, self._config.names)
+        except CenoteError:
+            return  # then nothing is compared
+        finally:
+            await link.close()
+
     async def _within(self, config: Config, link: Link) -> AsyncIterator[Finding]:
         yield ok("nats login", "accepted")
         try:
@@ -77,6 +95,7 @@ class ExamineKv:
             yield failed("jetstream", str(error.args[0]), _ENABLE)
             return
         yield ok("jetstream", f"{account.get('streams', 0)} streams, {account.get('storage', 0):,} bytes stored")
+        yield _room(account)
         hint = await cluster_warning(config)
         if hint is not None:
             yield warning("replicas", hint.partition(" (")[0], "cenote up / open with --set kv.replicas=3")
@@ -93,9 +112,11 @@ class ExamineKv:
             yield finding
             if bucket == AGENT_STATE and info is not None:
                 await self._learn(config, link, info)
+                yield _fill(info)
         yield _clock(link, self.facts)
         if self.facts.epochs is not None:
             yield _flusher(self.facts)
+            yield _formats(self.facts)
 
     async def _learn(self, config: Config, link: Link, info: StreamInfo) -> None:
         facts, names = self.facts, config.names
@@ -110,6 +131,37 @@ class ExamineKv:
         facts.flusher_alive = (
             facts.board is not None and facts.board.holder != "" and facts.board.alive(link.server_now_ms())
         )
+
+
+def _room(account: dict[str, Any]) -> Finding:
+    """What the account may store; the disk's own end the server tells nobody before it is there."""
+    most = account.get("limits", {}).get("max_storage", -1)
+    stored, reserved = account.get("storage", 0), account.get("reserved_storage", 0)
+    if most is None or most < 0:
+        return ok("storage", f"{stored:,} bytes; the account has no limit")
+    text = f"{stored:,} bytes stored, {reserved:,} reserved, of {most:,} that the account may store"
+    if max(stored, reserved) > most * BRIM_SHARE:
+        return warning("storage", text, "raise the account's JetStream limit (max_file), or lower --set kv.bytes_max=…")
+    return ok("storage", text)
+
+
+def _fill(info: StreamInfo) -> Finding:
+    most = info.config.get("max_bytes", -1)
+    if most <= 0:
+        return ok("fill", f"{info.bytes:,} bytes; the stream has no limit")
+    text = f"{info.bytes / most:.0%} of {most:,} bytes"
+    if info.bytes <= most * BRIM_SHARE:
+        return ok("fill", text)
+    to_type = f"cenote serve, so that it drains; for more room: nats stream edit {info.config['name']} --max-bytes=…"
+    return failed("fill", f"{text}; writes are refused where they would exceed {FULL_SHARE:.0%}", to_type)
+
+
+def _formats(facts: KvFacts) -> Finding:
+    board = facts.board or Board()
+    if board.unknown_formats == 0:
+        return ok("formats", f"this cenote reads formats up to {FORMAT}")
+    found = f"the flusher, pid {board.pid} on {board.host}, met entries newer than format {board.reads}, which wait"
+    return failed("formats", found, "pip install --upgrade cenote where it runs, then: cenote serve")
 
 
 async def _reachable(config: Config) -> list[Finding]:

@@ -35,6 +35,9 @@ class SqlFacts:
 
     epochs: list[EpochRow] = field(default_factory=list)
     known: bool = False
+    home: str | None = None
+    high_water: int = 0
+    commits: int = 0
 
 
 class ExamineSql:
@@ -92,7 +95,11 @@ class ExamineSql:
     async def _letters(self, db: Database) -> Finding:
         table = StateTable(db, db.names)
         try:
-            self.facts.epochs, self.facts.known = await table.epochs(), True
+            facts = self.facts
+            facts.epochs, (_, facts.home) = await table.epochs(), await table.known()
+            flushed = await table.high_water(facts.epochs[-1].epoch) if facts.epochs else None
+            facts.high_water = flushed.sequence if flushed else 0
+            facts.commits, facts.known = (await table.head()).number, True
             letters = await table.dead_letters(0, 1_000)
         except CenoteError as error:
             return failed("dead letters", str(error.args[0]), error.hint or "may this role read the tables?")
