@@ -1,9 +1,11 @@
 """KV nearly full, and a long backlog: I13, I15, I16; flow rule 17. Each test runs again without its rule."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from kv_server import USER, running
 
 import cenote
 from cenote.agent import AgentState
@@ -51,6 +53,16 @@ def the_first_pass(patch: pytest.MonkeyPatch) -> None:
 def the_brim(patch: pytest.MonkeyPatch) -> None:
     """Clean copies are made as long as the server takes them."""
     patch.setattr("cenote.engine.hydrator.BRIM_SHARE", 2.0)
+
+
+def the_cry_for_room(patch: pytest.MonkeyPatch) -> None:
+    """What the server refuses is told to the caller only."""
+    patch.setattr(Fullness, "refused", lambda self: None)
+
+
+def the_flusher_without_room(patch: pytest.MonkeyPatch) -> None:
+    """A renewal that the server has no room for ends the shift."""
+    patch.setattr("cenote.engine.lease.NoSpace", type("Never", (Exception,), {}))
 
 
 def the_reserve(patch: pytest.MonkeyPatch) -> None:
@@ -170,6 +182,39 @@ async def test_i13_reads_and_deletes_go_on_while_kv_is_full(cenote_servers: Test
         demand(await sql.value(agent, "cold11") is None, "I2: a delete never reached SQL")
         for key in refused:
             demand(await sql.value(agent, key) is None, f"I12: {key} was refused, and is there")
+
+
+@toothed(the_cry_for_room, the_flusher_without_room)
+async def test_i16_a_server_without_room_gets_what_can_be_evicted(cenote_servers: TestServers, tmp_path: Path) -> None:
+    """Another stream has taken all the disk that the server may use: our own is far from its limit."""
+    limited = f'jetstream {{ store_dir: "{tmp_path / "store"}", max_file_store: 4MB }}\n'
+    with running(tmp_path, limited) as server:
+        settings = cenote_servers.by_url(**QUICK, kv__bytes_max=MIB) | {
+            "kv": server.url, "kv__user": USER, "kv__password": server.password,
+        }  # fmt: skip
+        async with cenote.open(**settings) as store:
+            agent, link = store.agent("disk"), store._core.link
+            for number in range(30):
+                await agent.put(f"k{number}", f"{number} {BIG}")
+            await store.flush(20)
+            await link.api("STREAM.CREATE.GREEDY", {"name": "GREEDY", "subjects": ["greedy"], "storage": "file"})
+            for _ in range(400):
+                if b"error" in (await link.request("greedy", b"", b"x" * 50_000, 5_000)).payload:
+                    break
+            with pytest.raises(cenote.BackpressureError) as refused:
+                await agent.put("new", 1)
+            assert refused.value.retryable
+
+            async def evicted() -> bool:
+                return store._core.counts.evicted >= 10
+
+            assert store._core.fullness.share < 0.7
+            await eventually(evicted, "I16: flushed entries stay where a server has no room for new ones")
+            await link.api("STREAM.DELETE.GREEDY")
+            demand(await agent.get("new") is None, "I12: a refused write is there")
+            await eventually(lambda: accepted(agent, "new"), "I16: writes are refused though there is room")
+            for number in range(30):
+                demand(await agent.get(f"k{number}") == f"{number} {BIG}", "I11: a write was lost at its eviction")
 
 
 # --- within -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from cenote.kv.message import delivery, header_value
 _NS = 1_000_000_000
 _EXISTS = 10148
 _FIRST_PASS = "cenote.first_pass"
-_EXPIRES_S = 10
+_EXPIRES_S = 2  # what a frozen flusher has asked for is still delivered to it, and comes again after ack_wait
 _HEARTBEAT_S = 0.5
 _REQUESTS = 4  # how many requests may share the bytes that are granted: more would wait for each other
 _SILENCE_S_MAX = 1.6  # three heartbeats missed: the server has forgotten the request
