@@ -232,7 +232,7 @@ class Watch:
             return None
         place = (agent.text, key)
         change: Change = "delete" if stored.deleted else "put"
-        if stored.expires_ms is not None and not stored.deleted:
+        if stored.expires_ms is not None:  # a delete has none; a row that expired and was swept keeps it
             if self._core.gone(stored):
                 change = "expiry"
             else:
