@@ -44,8 +44,8 @@ CASES: dict[str, Case] = {
         cache.ALL - {"10 order"}, ("admitted", "refused", "gets lost", "after a hole")),
     "replicas": Case("a follower that lags, a new leader", replicas.Replicas, replicas.ALL,
         ("the leader changes", "then the leader", "is evicted", "is refused")),
-    "replicas-own": Case("the same, for one who knows only own writes, as it is built",
-        lambda on: replicas.Replicas(on, 2, own_only=True), replicas.ALL - replicas.PROPOSED,
+    "replicas-own": Case("the same, for one who remembers and is promised own writes only",
+        lambda on: replicas.Replicas(on, 2, own_only=True), replicas.ALL - {"9 shown"},
         ("the leader changes", "then the leader", "is evicted")),
     "expiry": Case("a value that ends, a create, a sweeper, a slow flusher", expiry.Expiry, expiry.ALL,
         ("over the expired one", "leaves write", "ends write", "is hydrated", "first"), usual=True),
@@ -53,7 +53,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 RULES: dict[str, str] = flow.RULES | cache.RULES | replicas.RULES | expiry.RULES | asides.RULES
-PROPOSED: Switches = flow.PROPOSED | cache.PROPOSED | replicas.PROPOSED
+PROPOSED: Switches = flow.PROPOSED | cache.PROPOSED
 """Rules that the model asks for and the code does not follow yet; the scenarios that need them are known to break."""
 
 NEEDED_IN: dict[str, str] = {
@@ -74,6 +74,7 @@ NEEDED_IN: dict[str, str] = {
 """The scenario that breaks soonest without the rule."""
 
 UNNEEDED: dict[str, str] = {
+    "5 epochs": "a rewind that SQL forgets is noticed anew, from the same entries",
     "4 once": "an epoch is a function of time (rule 3) and flushes are bound to the newest (F-inc): two do no harm",
 }
 """Switches without which nothing breaks in these scopes; they are kept."""

@@ -19,6 +19,7 @@ RULES = {
     "4 mends": "the mender replaces, by compare-and-set, what is older than SQL by (epoch, version), deletes nothing",
     "5": "a rewind of SQL is noticed: eviction stops, everything in KV goes through the fence again",
     "5 clean": "… clean copies, too, under their original version",
+    "5 epochs": "… and epochs that SQL has lost are given back by the stream",
     "5 asks": "the evictor asks SQL who it is after the wait and before the PURGE",
     "6": "no dirty write on 'absent in KV' where SQL may have the key; comparisons are on (epoch, version)",
     "7": "nothing is buffered over a reconnect",

@@ -6,7 +6,7 @@ from typing import Any
 from clients import Clients
 from programs import Program
 from search import Violation
-from world import NONE, Base, Change, Durable, Entry, Row, Stream, Version, World, put_at
+from world import NONE, Base, Change, Durable, Entry, Row, Sql, Stream, Version, World, put_at
 
 MACHINES = {"flusher", "evictor", "collector", "mender"}
 
@@ -151,7 +151,8 @@ class Machines(Clients, Base):
         number = sql.newest + 1
         rows = tuple(row._replace(epoch=number) if row and row.t > from_t else row for row in sql.rows)
         high = (number, *sql.high[1:]) if sql.high[2] > from_t else sql.high
-        after = world._replace(sql=sql._replace(rows=rows, high=high, epochs=(*sql.epochs, from_t)))
+        epochs = (*sql.epochs, from_t)
+        after = world._replace(sql=sql._replace(rows=rows, high=high, epochs=epochs), told=epochs)
         if "F-gen" in self.on:
             after = self.new_durable(after)
         yield ("{} begins epoch {} from t>{}", who, number, from_t), after, True
@@ -273,10 +274,20 @@ class Machines(Clients, Base):
         sql = world.sql._replace(incarnation=boot)
         if "F-start" in self.on and sql.incarnation != world.sql.incarnation:
             sql = sql._replace(epochs=(*sql.epochs, sql.high[2]))
-        after = world._replace(sql=sql)
+        after = world._replace(sql=self._given_back(world, sql) if "5 epochs" in self.on else sql)
+        after = after._replace(told=after.sql.epochs)
         if fresh and ("F-gen" in self.on or world.mended[2] != world.life):
             after = self.new_durable(after)
         yield ("{} begins a new durable for server start {}", who, boot), after, world.life
+
+    def _given_back(self, world: World, sql: Sql) -> Sql:
+        """Epochs that SQL lost when it went back; rows that were flushed since each began are stamped anew."""
+        for begin in world.told[len(sql.epochs) :]:
+            number = sql.newest + 1
+            rows = tuple(row._replace(epoch=number) if row and row.t > begin else row for row in sql.rows)
+            high = (number, *sql.high[1:]) if sql.high[2] > begin else sql.high
+            sql = sql._replace(rows=rows, high=high, epochs=(*sql.epochs, begin))
+        return sql
 
     def compare(self, world: World, who: str, k: int, boot: int) -> Iterator[Change]:
         entry, row = world.stream.kv[k], world.sql.rows[k]

@@ -17,7 +17,6 @@ RULES = {
     "9 majority": "an acknowledged write is on the disks of a majority, and a leader has all of these (an assumption)",
 }
 ALL = frozenset(RULES)
-PROPOSED = frozenset({"9 shown"})
 
 
 class Kept(NamedTuple):

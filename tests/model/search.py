@@ -64,8 +64,8 @@ class Outcome(NamedTuple):
         return sum(count for sentence, count in self.reached.items() if words in sentence)
 
 
-def explore(model: Model, *, states_max: int = 2_000_000, seconds_max: float = 300) -> Outcome:
-    """Visit all worlds, nearest first, until something is violated."""
+def explore(model: Model, *, states_max: int = 2_000_000) -> Outcome:
+    """Visit all worlds, nearest first, until something is violated. No limit of time: a busy machine changes nothing."""
     began, rests = time.monotonic(), 0
     first = model.canonical(model.start())
     came: dict[Any, Any] = {first: None}
@@ -89,7 +89,7 @@ def explore(model: Model, *, states_max: int = 2_000_000, seconds_max: float = 3
         except Violation as bad:
             story = _story(model, came, world)
             return Outcome(len(came), rests, True, str(bad), story, reached, time.monotonic() - began)
-        if len(came) > states_max or time.monotonic() - began > seconds_max:
+        if len(came) > states_max:
             return Outcome(len(came), rests, False, None, [], reached, time.monotonic() - began)
     return Outcome(len(came), rests, True, None, [], reached, time.monotonic() - began)
 

@@ -85,6 +85,7 @@ class World(NamedTuple):
     boot: int  # server starts, which are connections, too
     born: int  # server time of the last start
     life: int  # of the database: failovers and restores
+    told: tuple[int, ...]  # the epochs that the stream's metadata repeats
     mended: tuple[int, int, int]  # the (boot, epoch, life) that a mender has looked after
     disk: tuple[Stream, Durable]  # what a power loss leaves
     replica: Sql  # what a failover leaves
@@ -155,6 +156,7 @@ class Base(Model):
             0,
             0,
             0,
+            (),
             (0, 1, 0),
             (stream, durable),
             sql,
