@@ -125,7 +125,7 @@ def the_operation_at_the_leader(patch: pytest.MonkeyPatch) -> None:
 def the_blob_before_its_entry(patch: pytest.MonkeyPatch) -> None:
     """The bytes of a large value follow its entry, if the process lives so long."""
 
-    async def insert_blob(self: StateTable, blob_id: Any, body: bytes) -> None: ...
+    async def insert_blob(self: StateTable, *blob: Any) -> None: ...
 
     patch.setattr(StateTable, "insert_blob", insert_blob)
 
@@ -164,8 +164,10 @@ async def test_i1_the_floor_proves_nothing_about_a_superseded_message(cenote_ser
         agent, core = store.agent("i1"), store._core
         receipt, settled = await agent.put("n", 5), await agent.put("o", 6)
         async with pulled(core, 2) as acks:
-            begun = Barrier(core).everything(20, up_to=settled.version.revision)
-            async with under_way(begun, receipt.durable(20)) as waiting:
+            flush = Begun(core)
+            async with under_way(flush.everything(20), receipt.durable(20)) as waiting:
+                await reached(lambda: flush.start, "flush() knows what it waits for")
+                assert flush.start == settled.version.revision
                 await agent.put("n", 7)
                 core.link.send(acks[1], b"", b"+ACK")
 
@@ -174,7 +176,8 @@ async def test_i1_the_floor_proves_nothing_about_a_superseded_message(cenote_ser
 
                 await reached(passed, "the floor passes the superseded message")
                 done, _ = await asyncio.wait(waiting, timeout=0.4, return_when=asyncio.FIRST_COMPLETED)
-                demand(not done, f"I1: durable, while SQL has {await sql.value(agent, 'n')}")
+                row = await sql.value(agent, "n")
+                demand(not done, f"I1: {[one.exception() or one.result() for one in done]}, while SQL has {row}")
 
 
 @toothed(the_look_below_a_floor_that_stands)
@@ -321,10 +324,12 @@ async def test_i12_a_write_whose_answer_was_lost_undoes_nobody(cenote_servers: T
         direct = {"kv": cenote_servers.by_url()["kv"]}
         async with cenote.open(**place) as store, cenote.open(**(place | direct)) as near:
             mine, theirs = store.agent("i12"), near.agent("i12")
-            store._core.link.on_disconnect.append(proxy.cut)  # and stays away until the other has written
+            away = asyncio.Event()
+            # From the moment of its loss until the other has written there is no way back.
+            store._core.link.on_disconnect.extend((proxy.cut, away.set))
             proxy.lose_answer_to(b'"first"')
             write = asyncio.create_task(mine.put("k", "first"))
-            await reached(lambda: proxy.lost, "the loss of the answer")
+            await reached(lambda: proxy.lost and away.is_set(), "the loss of the answer")
             store._core.link.on_disconnect.remove(proxy.cut)
             assert await theirs.get("k") == "first"
             await theirs.put("k", "second")
@@ -460,6 +465,16 @@ async def under_way(*work: Coroutine[Any, Any, object]) -> AsyncIterator[list[as
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Begun(Barrier):
+    """A `flush()` that lets see from where on it waits."""
+
+    start = 0
+
+    async def _floor_reaches(self, start: int) -> None:
+        self.start = start
+        await super()._floor_reaches(start)
 
 
 async def floor(core: Core) -> int:
