@@ -214,6 +214,7 @@ async def test_i15_l1_keeps_its_bounds(cenote_servers: TestServers, bound: dict[
 
 @toothed(the_start_of_the_backlog)
 async def test_s10_i8_a_killed_flusher_shows_also_on_a_hot_key(cenote_servers: TestServers) -> None:
+    """Flow rule 19: every key is overwritten all the time, so the oldest entry is always young."""
     settings = cenote_servers.fresh(**QUICK, flush__enabled=False)
     await flusher_that_leaves(settings, killed=True)
     await lag_rises(settings)

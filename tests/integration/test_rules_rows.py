@@ -1,4 +1,4 @@
-"""The interleavings that flow rules 10, 11, 14, 23 and 25 exclude: who is who, what a row serves, what a list shows."""
+"""Interleavings that the rules of the flow exclude, of readers: who is who, what a row serves, what a list shows."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The interleavings that flow rules 1, 6, 7, 16, 20 and 21 exclude: who may say "durable", "absent" and "again"."""
+"""Interleavings that the rules of the flow exclude, of writers: who may say "durable", "absent" and "again"."""
 
 import asyncio
 import random
