@@ -50,7 +50,7 @@ class State(NamedTuple):
 class Replicas(Model):
     """A handful of writes, one eviction, one change of the leader."""
 
-    def __init__(self, on: frozenset[str], writes: int = 3, *, own_only: bool = False) -> None:
+    def __init__(self, on: frozenset[str], writes: int = 2, *, own_only: bool = False) -> None:
         self.on, self.writes, self.own_only = on, writes, own_only
 
     def start(self) -> State:

@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def explore(model: Model, *, states_max: int = 2_000_000) -> Outcome:
-    """Visit all worlds, nearest first, until something is violated. No limit of time: a busy machine changes nothing."""
+    """Visit all worlds, nearest first, until something is violated. No limit is one of time."""
     began, rests = time.monotonic(), 0
     first = model.canonical(model.start())
     came: dict[Any, Any] = {first: None}

@@ -132,6 +132,7 @@ class Base(Model):
     def __init__(self, scope: Scope, on: frozenset[str]) -> None:
         self.scope, self.on = scope, on
         self.runner = Runner(self, scope.processes)
+        self.repeats = bool({"lost", "stuck"} & scope.faults.keys())  # else nobody sends anything twice
         self.twins = [i for i, one in enumerate(scope.processes) if one.programs[0][0] == "flusher"]
 
     def start(self) -> World:
@@ -232,7 +233,8 @@ class Base(Model):
             if entry.op in done:
                 raise Violation(f"I12: one operation took effect twice, now as {self.key(k)}@{seq}")
             self._judge_basis(world, k, seq, basis)
-            truth, done = put_at(truth, k, (t, entry.val)), done | {entry.op}
+            truth = put_at(truth, k, (t, entry.val))
+            done = done | {entry.op} if self.repeats else done
         durable = world.durable
         if old and old.seq in durable.pend:
             durable = durable._replace(pend=durable.pend - {old.seq})
