@@ -124,6 +124,7 @@ async def test_i12_an_update_never_builds_on_a_number_of_another_connection(
         assert await other.agent("f").get("k") == entry.value
 
 
+@pytest.mark.judge
 @toothed(the_end_of_a_flush_with_its_connection, the_end_of_waiting_with_its_connection, the_connection_of_a_receipt)
 async def test_i1_nobody_vouches_for_a_number_of_another_connection(
     cenote_servers: TestServers, tmp_path: Path

@@ -99,14 +99,14 @@ def the_mark_of_a_copy_in_a_watch(patch: pytest.MonkeyPatch) -> None:
 # --- the tests ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.judge
 @toothed(the_end_of_coherence_by_silence)
 async def test_i4_after_silence_what_memory_holds_is_called_stale(cenote_servers: TestServers) -> None:
     """Flow rule 10: the connection stands, and nothing comes."""
     async with FaultProxy(nats_port(cenote_servers)) as proxy:
-        settings = cenote_servers.by_url(kv_port=proxy.port, **QUICK, kv__deadline_ms=500, kv__request_timeout_ms=500)
-        async with cenote.open(**settings) as store:
+        async with cenote.open(**cenote_servers.by_url(kv_port=proxy.port, **QUICK)) as store:
             agent = store.agent("i4")
-            await agent.put("k", "known", durability="sql")
+            await agent.put("k", "known")
             assert await agent.get("k") == "known"
             assert not (await agent.entry("k")).stale
             proxy.hold()

@@ -180,6 +180,7 @@ async def test_i1_the_floor_proves_nothing_about_a_superseded_message(cenote_ser
                 demand(not done, f"I1: {[one.exception() or one.result() for one in done]}, while SQL has {row}")
 
 
+@pytest.mark.judge
 @toothed(the_look_below_a_floor_that_stands)
 async def test_i16_a_flush_ends_though_the_end_of_the_stream_was_removed(cenote_servers: TestServers) -> None:
     """Flow rule 1, second half: the floor stays below the stream's last sequence, and nothing is left to deliver."""
@@ -298,7 +299,7 @@ async def test_i12_a_write_that_was_refused_never_lands_later(cenote_servers: Te
     """Flow rule 7: no buffer outlives a connection; what could not be sent was not written, then or ever."""
     async with FaultProxy(nats_port(cenote_servers)) as proxy:
         place = cenote_servers.by_url(
-            kv_port=proxy.port, **NOBODY_FLUSHES, kv__deadline_ms=300, kv__request_timeout_ms=300
+            kv_port=proxy.port, **NOBODY_FLUSHES, kv__deadline_ms=1_500, kv__request_timeout_ms=1_500
         )
         async with cenote.open(**place) as store:
             agent, link = store.agent("i12"), store._core.link
