@@ -15,8 +15,10 @@ from typing import Any
 
 import cenote
 from cenote import points
+from cenote.opening import open_machines
 
 KEYS = 20
+assert open_machines  # cenote imports its machines when a store is opened: here once, before the forks
 
 
 def acked_by(directory: str, number: int) -> Path:
