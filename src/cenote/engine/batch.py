@@ -116,12 +116,20 @@ def _sort(
 
 
 def _quarantined(message: Message, agent: keys.AgentRef, row_key: str, epochs: Epochs, stored: Stored | None) -> Row:
-    version, time_us = Version(epochs.newest, message.sequence), message.time_us
+    version, time_us = Version(_epoch(epochs, message.time_us), message.sequence), message.time_us
     if stored is not None and stored.clean:
         version, time_us = stored.version, stored.written_us
     return Row(
         agent.id, row_key, None, message.payload, version.revision, version.epoch, time_us, False, True, None
     )  # fmt: skip
+
+
+def _epoch(epochs: Epochs, time_us: int) -> int:
+    """By its time, as for every entry (rule 3): the newest would let what a rewind brought back outrank its row."""
+    try:
+        return epochs.at(time_us)
+    except ConsistencyError:
+        return epochs.numbers[0]
 
 
 def _line(message: Message) -> str:

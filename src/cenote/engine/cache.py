@@ -74,9 +74,11 @@ class Cache:
 
     def fill(self, subject: str, stored: Stored, ticket: Ticket) -> bool:
         """Install what a read brought, if nothing happened since its ticket. Returns whether it was admitted."""
-        if self._clears != ticket.clears or self._events[ticket.counter] != ticket.events:
-            return False
         slot = self._slots.get(subject)
+        if self._clears != ticket.clears or self._events[ticket.counter] != ticket.events:
+            if slot is not None and slot[0].version < stored.version:
+                self._remove(subject)  # it missed an event: the caller is about to be shown something newer (I4)
+            return False
         if slot is not None and slot[0].version >= stored.version:
             return False
         self._install(subject, stored)

@@ -93,7 +93,10 @@ class Durability:
 
     def _tell(self, place: tuple[UUID, str], version: Version, kv_time_us: int) -> None:
         # F-time: the receipt's epoch is the newest one now, not the one at the ack, which carries no time.
+        # A row of a later epoch than this process knows yet says nothing: the next probe tells which epoch it is.
         epoch = self._newest_epoch()
+        if version.epoch > epoch:
+            return
         for waiter in self._waiting.get(place, ()):
             if version >= (epoch, waiter.revision) and kv_time_us >= waiter.since_us and not waiter.future.done():
                 waiter.future.set_result(None)

@@ -1,8 +1,9 @@
 """Who reads KV after a start of its server waits until it has been compared with SQL (I4; flow rule 4, F-wait).
 
 Else an `update` builds on a value that came back although SQL knows it to be old. The comparison is announced in the
-stream's metadata, which every process reads at each probe: no further request at a connect, nothing for each call. A
-stream without entries holds nothing old. Where nobody flushes, whoever waits compares itself.
+stream's metadata, which every process reads at each probe: no further request at a connect, nothing for each call.
+Where nobody flushes, whoever waits compares itself: at once where there is nothing to compare, for even then flushes
+must be bound to this start of the server before anybody builds on what SQL says (F-inc).
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import time
 from cenote import limits
 from cenote.engine.core import Core
 from cenote.engine.epoch import MENDED_KEY
-from cenote.engine.incarnation import incarnation, mended_mark
+from cenote.engine.incarnation import mended_mark
 from cenote.errors import OutcomeUnknownError, UnavailableError
 
 log = logging.getLogger("cenote.engine")
@@ -58,10 +59,5 @@ async def _ask(core: Core, *, volunteering: bool) -> None:
     await core.probe_once()
     if core.mended == generation:
         return
-    if not core.entries:
-        info = await core.stream.info()
-        start = incarnation(core.link, info)
-        if start and not info.messages:
-            await announce_mended(core, core.epochs.newest, start, info.generation)
-    elif volunteering and core.volunteer is not None:
+    if core.volunteer is not None and (volunteering or not core.entries):
         await core.volunteer()

@@ -16,6 +16,7 @@ from cenote.engine.cache import Ticket
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrator
+from cenote.engine.waiting import until_mended
 from cenote.errors import BackpressureError, ConflictError, OutcomeUnknownError, UnavailableError
 from cenote.kv.deadline import patient
 from cenote.kv.errors import AnswerLost, WrongSequence
@@ -247,6 +248,8 @@ class Writer:
         """
         core = self._core
         generation = core.link.generation
+        if core.mended != generation:
+            await until_mended(core, timeout_ms)  # the same entry may have come back, older than SQL (F-wait)
         found = await core.leader(target, timeout_ms)
         if found is not None and found.op == operation:
             raise _DoneBefore(found.sequence)
