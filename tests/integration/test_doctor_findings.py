@@ -71,6 +71,7 @@ async def test_a_second_nats_and_a_second_stream(ill: Ill) -> None:
     assert elsewhere["code"]["grade"] == "2"
 
 
+@pytest.mark.judge
 async def test_a_second_database(ill: Ill) -> None:
     """The stream names a store that this database does not know."""
     async with cenote.open(**ill.settings) as store:
@@ -84,6 +85,7 @@ async def test_a_second_database(ill: Ill) -> None:
     assert "cenote adopt" in found["store"]["type"]
 
 
+@pytest.mark.judge
 async def test_a_nats_that_went_back_in_time(ill: Ill, server: KvServer, tmp_path: Path) -> None:
     async with cenote.open(**ill.settings) as store:
         await store.agent("a").put("k", 0, durability="sql")
@@ -101,6 +103,7 @@ async def test_a_nats_that_went_back_in_time(ill: Ill, server: KvServer, tmp_pat
     assert "cenote serve" in found["history"]["type"]
 
 
+@pytest.mark.judge
 async def test_a_postgresql_that_went_back_in_time(ill: Ill) -> None:
     """A dump is restored: the last commits are gone, and nothing else tells."""
     async with cenote.open(**ill.settings) as store:

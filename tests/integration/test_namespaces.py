@@ -90,6 +90,7 @@ async def test_i13_flush_of_one_namespace_does_not_wait_for_another(cenote_serve
         assert (await stuck.stats()).dirty_entries == 50
 
 
+@pytest.mark.judge
 async def test_i14_a_watch_hears_its_own_namespace_only(cenote_servers: TestServers) -> None:
     given = cenote_servers.fresh()
     async with (
