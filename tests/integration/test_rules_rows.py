@@ -103,23 +103,25 @@ def the_mark_of_a_copy_in_a_watch(patch: pytest.MonkeyPatch) -> None:
 @toothed(the_end_of_coherence_by_silence)
 async def test_i4_after_silence_what_memory_holds_is_called_stale(cenote_servers: TestServers) -> None:
     """Flow rule 10: the connection stands, and nothing comes."""
-    async with FaultProxy(nats_port(cenote_servers)) as proxy:
-        async with cenote.open(**cenote_servers.by_url(kv_port=proxy.port, **QUICK)) as store:
-            agent = store.agent("i4")
-            await agent.put("k", "known")
-            assert await agent.get("k") == "known"
-            assert not (await agent.entry("k")).stale
-            proxy.hold()
+    async with (
+        FaultProxy(nats_port(cenote_servers)) as proxy,
+        cenote.open(**cenote_servers.by_url(kv_port=proxy.port, **QUICK)) as store,
+    ):
+        agent = store.agent("i4")
+        await agent.put("k", "known")
+        assert await agent.get("k") == "known"
+        assert not (await agent.entry("k")).stale
+        proxy.hold()
 
-            async def stale() -> bool:
-                return (await agent.entry("k")).stale
+        async def stale() -> bool:
+            return (await agent.entry("k")).stale
 
-            await eventually(stale, "I4: a copy of any age is called fresh")
-            assert await agent.get("k") == "known"
-            proxy.heal()
-            await reached(lambda: bool(store._core.coherence), "the leader's next answer")
-            assert await agent.get("k") == "known"
-            assert not (await agent.entry("k")).stale
+        await eventually(stale, "I4: a copy of any age is called fresh")
+        assert await agent.get("k") == "known"
+        proxy.heal()
+        await reached(lambda: bool(store._core.coherence), "the leader's next answer")
+        assert await agent.get("k") == "known"
+        assert not (await agent.entry("k")).stale
 
 
 @toothed(one_spelling_of_an_id)
