@@ -38,7 +38,7 @@ CASES: dict[str, Case] = {
     **{name: _flow(name) for name in SCOPES},
     "cache": Case("L1 on one server, an event gets lost", cache.Coherence, cache.ALL - {"10 shown"},
         ("admitted", "refused", "gets lost", "after a hole", "not all shown")),
-    "cache-whole": Case("L1 on one server that loses no event, as it is built",
+    "cache-whole": Case("L1 on one server that loses no event",
         lambda on: cache.Coherence(on, losses=0), cache.ALL - cache.PROPOSED, ("admitted", "refused")),
     "cache-replicas": Case("L1 where answers of several servers come in any order",
         lambda on: cache.Coherence(on, writes=2),
