@@ -43,6 +43,7 @@ AGENT = "rewound"
 KEYS = [f"k{number}" for number in range(40)]  # written again and again; as many keys are written only once
 TTL_S = 4.0  # of an idle entry in KV: above the depth of a rewind, or both copies of an entry may be gone
 L1_LAG_S = 1.5  # the contract of L1: a probe, and the delay of the feed
+AFTER_MIN = 50  # writes that a round must see acknowledged after the fault
 SQL = ".sql"  # ends the session of a task whose writes return after PostgreSQL's commit
 _numbers = count(1)
 
@@ -336,12 +337,20 @@ async def round_of(
         async with _load(stores, journal, dice):
             await asyncio.sleep(0.8 + dice.random())
             happened = await fault(arena, dice)
+            async with asyncio.timeout(40):
+                while _written_since(journal, happened.up) < AFTER_MIN:
+                    await asyncio.sleep(0.25)
             await asyncio.sleep(after_s + dice.random())
         async with _outside(arena, stores[0]) as sql:
             compared = await at_rest(stores[0], sql)
     async with cenote.open(**settings) as store, _outside(arena, store) as sql:
         looked_at = await _judge(store, sql, journal, happened)
     return looked_at | {"compared": compared}
+
+
+def _written_since(path: Path, moment: float) -> int:
+    """Acknowledged writes that began since then. Until a stream that went back is mended there are none."""
+    return history.acked(op for op in history.read(path) if op.begin > moment)
 
 
 @asynccontextmanager
