@@ -61,8 +61,7 @@ def known() -> tuple[Migration, ...]:
         assert head is not None, f"{file.name} does not begin with its phase and its min_reader"
         phase: Phase = "pre" if head[1] == "pre" else "post"
         found.append(Migration(int(named[1]), named[2], phase, int(head[2]), text))
-    numbers = [m.number for m in found]
-    assert numbers == sorted(set(numbers)), "each migration has a number of its own"
+    assert [m.number for m in found] == list(range(1, len(found) + 1)), "migrations are numbered without gaps"
     return tuple(found)
 
 

@@ -1,5 +1,5 @@
 -- phase: pre
--- min_reader: 4
+-- min_reader: 3
 -- What may leave SQL again: tombstones, expired rows and blobs (flow rules 12, 20, 21).
 
 -- The floor stands on the very row that each flush locks FOR SHARE and reads again after a wait: so a flush that waited
