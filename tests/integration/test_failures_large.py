@@ -37,10 +37,10 @@ async def test_what_the_flusher_holds_is_bounded_by_bytes(
         held: list[int] = []
         plain = batch.build
 
-        def spy(deliveries: Any, epochs: Any, prefix_length: int) -> batch.Batch:
+        def spy(deliveries: Any, *rest: Any) -> batch.Batch:
             listed = list(deliveries)
             held.append(sum(len(delivery.message.payload) for delivery in listed))
-            return plain(listed, epochs, prefix_length)
+            return plain(listed, *rest)
 
         monkeypatch.setattr(shift, "build", spy)
         async with cenote.open(data_dir=writer.servers["data_dir"], namespace=writer.config.namespace) as other:
