@@ -1,4 +1,4 @@
-"""kill -9 at every named point of writer, reader, flusher, hydrator, evictor and collector: the next process finds everything.
+"""kill -9 at every named point of every machine: the next process finds everything.
 
 The points are read from the source, so a new one is swept by itself. Children run in threads while earlier ones are
 being judged.
