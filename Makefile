@@ -37,11 +37,11 @@ test: check ## every check and every test, on real servers (judge tests apart)
 	@$(if $(filter-out $(PARALLEL),$(ROOMS)),$(PYTEST) -m '$(USUAL)' $(ARGS) \
 	  $(addprefix tests/,$(filter-out $(PARALLEL),$(ROOMS))))
 
-judge: venv ## the long tests, and the integration rooms again on another PostgreSQL
+judge: venv ## the long tests, and the integration rooms again on another PostgreSQL, on the public road
 	@echo 'judge: tests marked judge'
 	@$(PYTEST) -m judge $(ARGS) tests
-	@echo 'judge: $(JUDGE_ROOMS) on $(JUDGE_POSTGRES_BIN)'
-	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) $(PYTEST) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
+	@echo 'judge: $(JUDGE_ROOMS) on $(JUDGE_POSTGRES_BIN), without the fast lane'
+	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) CENOTE_KV__FAST_LANE=false $(PYTEST) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
 
 check: venv ## format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo 'make format puts this right'; exit 1; }

@@ -108,6 +108,7 @@ async def test_i5_a_lagging_follower_hides_no_write(cenote_servers: TestServers,
                 gate.heal()
 
 
+@pytest.mark.judge
 async def test_i1_a_leaders_death_loses_nothing(cenote_servers: TestServers, tmp_path: Path) -> None:
     """Opened while the cluster elects; then the leader of the stream is killed. What is acknowledged then, and before,
     is read by another process, flushed, evicted, and read again; both agree on what flushes belong to."""
