@@ -170,11 +170,15 @@ async def test_i11_a_frozen_flusher_does_not_pin_the_floor_for_ever(
 @pytest.mark.judge
 @pytest.mark.skipif(sys.platform != "linux", reason="the cost of a process is read from /proc")
 async def test_two_hundred_processes_share_one_store(cenote_servers: TestServers, tmp_path: Path) -> None:
-    """Idle for 20 s, then 20 writes a second each for 60 s; in their midst the flusher is killed."""
+    """Idle for 20 s, then 5 writes a second each for 60 s; in their midst the flusher is killed.
+
+    Two processors are full at 8 writes a second each (1,600 in all, by 200 interpreters): beyond that the flusher, one
+    process of 200, gets a two-hundredth of them, and whatever is measured is the scheduler.
+    """
     settings = portable(cenote_servers.fresh())
     count, seconds, told = 200, 60, {}
     async with cenote.open(**settings, flush__enabled=False) as store, tables(cenote_servers, store) as sql:
-        with running(settings, tmp_path, count=count, seconds=seconds, rate=20, apart_s=0.08) as herd:
+        with running(settings, tmp_path, count=count, seconds=seconds, rate=5, apart_s=0.08) as herd:
             async with counted(sql) as connections:
                 await herd.opened(180)  # they share two processors
                 idle = await idle_shares(herd.pids(), (await held_by(store))[1])
