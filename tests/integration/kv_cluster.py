@@ -88,7 +88,7 @@ class Node(KvServer):
         targets = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in routes)
         self._config.write_text(
             f'listen: "127.0.0.1:{self.port}"\nserver_name: {name}\n'
-            f'jetstream {{ store_dir: "{directory / "store"}", sync_interval: 200ms }}\n'
+            f'jetstream {{ store_dir: "{directory / "store"}", sync_interval: 200ms, max_file_store: 1TB }}\n'
             # 127.0.0.1:1 refuses: nobody finds a way around the routes given here.
             f'cluster {{ name: test, listen: "127.0.0.1:{route_port}", advertise: "127.0.0.1:1", no_advertise: true,'
             f" pool_size: 1, routes: [{targets}] }}\n"

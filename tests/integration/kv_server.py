@@ -41,7 +41,7 @@ class KvServer:
         self._config = directory / "nats.conf"
         self._config.write_text(
             f'listen: "127.0.0.1:{self.port}"\nserver_name: test\n'
-            f'jetstream {{ store_dir: "{directory / "store"}", sync_interval: 200ms }}\n'
+            f'jetstream {{ store_dir: "{directory / "store"}", sync_interval: 200ms, max_file_store: 1TB }}\n'
             f"authorization {{ users: [ {{ user: {USER}, password: {self.password} }} ] }}\n{extra}"
         )
         self._process: subprocess.Popen[bytes] | None = None
