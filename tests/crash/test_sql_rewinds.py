@@ -289,7 +289,7 @@ async def test_c_sql_goes_back_under_load(number: int, arena: Arena, tmp_path: P
 
 
 @pytest.mark.judge
-@toothed(the_mark_of_the_database, tries=3)
+@toothed(the_mark_of_the_database, tries=6)
 async def test_c_sees_what_is_lost_without_the_rule(arena: Arena, tmp_path: Path) -> None:
     dice = random.Random("c")
     await rewinds.round_of(arena, tmp_path / f"journal{dice.random()}", rewinds.sql_goes_back, dice)
