@@ -197,6 +197,7 @@ async def another(store: Store, **overrides: Any) -> AsyncIterator[Store]:
         "kv": kv.url.get_secret_value(), "sql": sql.url.get_secret_value(), "namespace": store.config.namespace,
         "kv__user": kv.user, "kv__password": kv.password and kv.password.get_secret_value(),
         "flush__enabled": False, "flush__drain_ms": 0, "state__ttl_s": store.config.state.ttl_s,
+        "kv__fast_lane": kv.fast_lane,
     }  # fmt: skip
     async with cenote.open(**(settings | overrides)) as other:
         yield other
