@@ -1,8 +1,8 @@
 """What the tests of invariants look with, and how they prove that they would see.
 
 A broken invariant is a `Violation`; a fault that did not hit is an ordinary AssertionError. `toothed` runs a test as
-it is, and once without each of the rules it names: that run must end in a Violation, so a test which would pass
-without the rule is itself red.
+it is, and, for the judge, once without each of the rules it names: that run must end in a Violation, so a test which
+would pass without the rule is itself red.
 """
 
 import asyncio
@@ -85,7 +85,8 @@ def toothed(*removals: Removal, tries: int = 3) -> Callable[[Test], Test]:
         parameters = [one.replace(kind=own.KEYWORD_ONLY) for one in inspect.signature(test).parameters.values()]
         run.__signature__ = inspect.Signature([*parameters, *extra])  # type: ignore[attr-defined]  # what pytest reads
         names = ["whole", *(f"without {one.__name__.replace('_', ' ').strip()}" for one in removals)]
-        return pytest.mark.parametrize("without", [None, *removals], ids=names)(run)
+        without = [pytest.param(one, marks=pytest.mark.judge) for one in removals]
+        return pytest.mark.parametrize("without", [None, *without], ids=names)(run)
 
     return wrap
 
