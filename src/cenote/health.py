@@ -47,7 +47,8 @@ async def health(machines: Machines) -> Health:
     checks = [_kv(kv), _sql(sql, machines.core.config.health.sql_ms_max)]
     if not isinstance(kv, CenoteError):
         try:
-            checks.append(_consistency(await stats(machines), machines.core.config.flush.window_ms))
+            now = await stats(machines)
+            checks += [_consistency(now, machines.core.config.flush.window_ms), *_history(now)]
         except CenoteError as error:
             checks.append(Check("consistency", Verdict.UNHEALTHY, str(error)))
     worst = max((check.verdict for check in checks), key=_ORDER.index)
@@ -81,3 +82,15 @@ def _consistency(now: Stats, window_ms: float) -> Check:
         return Check(name, Verdict.DEGRADED, f"lag p95 {now.lag_ms_p95} ms is above {window_ms} ms")
     lag = "nothing was flushed lately" if now.lag_ms_p95 is None else f"lag p95 {now.lag_ms_p95} ms"
     return Check(name, Verdict.HEALTHY, f"{lag}, {now.dirty_entries} dirty")
+
+
+def _history(now: Stats) -> list[Check]:
+    """What the other checks cannot see: everything runs well, on a database that has lost what it had (flow rule 5)."""
+    if not now.sql_commits_lost:
+        return []
+    reason = (
+        f"PostgreSQL went back in time and lost {now.sql_commits_lost} or more commits; what NATS held was written again,"
+        " what had been evicted by then may be lost: look for it in a backup, and let PostgreSQL fail over to a"
+        " synchronous standby only"
+    )
+    return [Check("history", Verdict.DEGRADED, reason)]

@@ -1,6 +1,7 @@
 """The change feed: what reached SQL, in the order of the commits, without a silent gap (flow rule 25)."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import uuid4
 
@@ -9,9 +10,11 @@ import pytest
 import cenote
 from cenote.engine.changes import Change
 from cenote.engine.receipt import Receipt
+from cenote.model import entry, value
+from cenote.sql.loader import Queries
 from cenote.store import Store
 from cenote.testing import TestServers
-from witness import another, eventually, evict_all
+from witness import another, demand, eventually, evict_all, reached, toothed
 
 
 async def take(store: Store, count: int, since: str | int | None) -> list[Change]:
@@ -23,6 +26,16 @@ async def take(store: Store, count: int, since: str | int | None) -> list[Change
             if len(found) == count:
                 break
     return found
+
+
+async def _until_quiet(store: Store, since: str) -> AsyncIterator[Change]:
+    """The changes up to a write that is made now."""
+    last = await store.agent("a").put("last", 1, durability="sql")
+    async with asyncio.timeout(20):
+        async for change in store.changes(since):
+            if change.entry.version == last.version:
+                return
+            yield change
 
 
 def told(changes: list[Change]) -> dict[tuple[str, str], tuple[str, object]]:
@@ -75,6 +88,32 @@ async def test_a_position_that_sql_never_had_is_expired(cenote_store: Store) -> 
     for wrong in (f"{number}.{int(moment) + 1}", f"{int(number) + 50}.{moment}"):
         with pytest.raises(cenote.ExpiredError, match="since=0"):
             await take(cenote_store, 1, wrong)
+
+
+def the_commit_of_a_retry(patch: pytest.MonkeyPatch) -> None:
+    """A dead letter's row is changed past the log."""
+    plain, numbered = Queries.__getitem__, "SELECT true, 1, clock_timestamp() WHERE EXISTS (SELECT FROM mended)"
+    past = numbered.replace("EXISTS (SELECT FROM mended)", "false")
+    patch.setattr(Queries, "__getitem__", lambda self, name: plain(self, name).replace(numbered, past))
+
+
+@toothed(the_commit_of_a_retry)
+async def test_a_dead_letter_that_is_retried_is_a_change(cenote_servers: TestServers) -> None:
+    """Flow rules 14 and 25: what SQL queries show changes with it, so who follows the feed must be told."""
+    async with cenote.open(**cenote_servers.fresh(flush__drain_ms=0)) as store:
+        agent, table = store.agent("a"), store._core.table
+        header = entry.header("j", "foreign.1", None, None)
+        await store._core.stream.publish(agent._target("k").wire, header, b'"a\\u0000b"', 5_000)
+        await reached(lambda: table.dead_letters(0, 1), "the quarantine")
+        (quarantined,) = await take(store, 1, 0)
+        (letter,) = await table.dead_letters(0, 10)
+        assert await table.retry_dead_letter(letter.id, *value.json_text(*value.from_sql(None, letter.raw)))
+        following = [one async for one in _until_quiet(store, quarantined.position)]
+        demand([one.entry.key for one in following] == ["k"], f"I4: the feed lacks a retried row: {following}")
+        assert following[0].entry.value == quarantined.entry.value == "a\0b"
+        assert following[0].entry.version == quarantined.entry.version
+        assert not await table.retry_dead_letter(letter.id, "1", None)
+        assert [one.entry.key for one in await take(store, 1, following[0].position)] == ["last"]
 
 
 async def test_a_feed_ends_with_its_store(cenote_servers: TestServers) -> None:

@@ -11,7 +11,9 @@ import pytest
 from cli_run import Cli
 
 import cenote
+from cenote.store import Store
 from cenote.testing import TestServers
+from witness import reached
 
 
 @pytest.fixture
@@ -151,6 +153,43 @@ def test_a_dead_letter_is_listed_and_goes(cli: Cli, cenote_servers: TestServers)
     assert cli("dead-letters", "retry", str(letter["id"])).code == 2
     assert cli("dead-letters", "discard", str(letter["id"])).code == 0
     assert cli("dead-letters", "list").code == 0
+
+
+def test_commits_that_postgresql_has_lost_are_told_with_what_to_do(cli: Cli, cenote_servers: TestServers) -> None:
+    cli("put", "scout", "k", "1")
+    asyncio.run(_lose_commits(cenote_servers, cli.options[-1]))
+    found = cli("health", "--json")
+    (check,) = [one for one in found.json["checks"] if one["name"] == "history"]
+    assert (found.code, found.json["verdict"], check["verdict"]) == (1, "degraded", "degraded")
+    assert "lost 1 or more commits" in check["reason"]
+    assert "look for it in a backup" in check["reason"]
+    assert "history: degraded (PostgreSQL went back" in cli("health").out
+    status = cli("status")
+    assert status.code == 1
+    assert "rows, 1 commits lost" in status.out
+    assert "look for it in a backup" in status.out
+
+
+async def _lose_commits(servers: TestServers, namespace: str) -> None:
+    """As a restored dump would: the number of commits goes back under a flusher."""
+    import asyncpg
+
+    async with cenote.open(data_dir=servers.data_dir, namespace=namespace) as store:
+        await store.agent("scout").put("k", 2, durability="sql")
+        await reached(lambda: _seen_commits(store, 2), "two commits on the board")
+        link = await asyncpg.connect(servers.sql_dsn)
+        await link.execute(f"UPDATE {store.config.names.schema('agents')}.flush_head SET number = number - 1")
+        await link.close()
+        await reached(lambda: _lost(store), "the loss is noticed")
+
+
+async def _seen_commits(store: Store, number: int) -> bool:
+    board = await store._machines.lease.read()
+    return board is not None and board.sql_commits >= number
+
+
+async def _lost(store: Store) -> bool:
+    return (await store.stats()).sql_commits_lost > 0
 
 
 async def _write_poison(servers: TestServers, namespace: str) -> None:

@@ -99,10 +99,11 @@ def _flow(found: dict[str, Any]) -> list[tuple[str, str]]:
     lag = " / ".join(
         "–" if stats[f"lag_ms_{p}"] is None else f"{stats[f'lag_ms_{p}']:.1f}" for p in ("p50", "p95", "p99")
     )
+    lost = stats["sql_commits_lost"]
     return [
         *lines,
         ("kv", f"{stats['kv_entries']} entries, {stats['kv_bytes']} bytes, {stats['kv_fill']:.1%} full"),
-        ("sql", f"{rows} rows"),
+        ("sql", f"{rows} rows" + (f", {lost} commits lost" if lost else "")),
         ("dirty", f"{stats['dirty_entries']} entries, the oldest {stats['oldest_dirty_ms']} ms"),
         ("lag", f"{lag} ms (p50 / p95 / p99), {stats['violations']} violations"),
         ("flushed", f"{stats['flushed']} rows in {stats['commits']} commits, {stats['evicted']} evicted, "

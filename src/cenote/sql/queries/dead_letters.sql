@@ -70,8 +70,9 @@ SELECT id, agent_id, key, epoch, version, (extract(epoch FROM kv_time) * 1000000
  WHERE resolved_at IS NULL AND id = $1
 
 -- name: retry_dead_letter
--- why: the same version again, so not through the fence but only over the very row that was quarantined.
--- index: dead_letters_pkey, state_pkey
+-- why: the same version again, so not through the fence but only over the very row that was quarantined. What SQL can
+-- why: query changes by it, so it is a commit of the feed like a flush, and takes its number as last lock of all.
+-- index: dead_letters_pkey, state_pkey, flush_head_pkey, flush_log_pkey
 WITH letter AS (
   UPDATE {agents}.dead_letters SET resolved_at = now() WHERE id = $1 AND resolved_at IS NULL
   RETURNING agent_id, key, epoch, version
@@ -80,7 +81,15 @@ WITH letter AS (
      SET value = $2::text::jsonb, raw = $3, quarantined = false, updated_at = now()
     FROM letter AS l
    WHERE s.agent_id = l.agent_id AND s.key = l.key AND s.epoch = l.epoch AND s.version = l.version AND s.quarantined
-  RETURNING 1
+  RETURNING s.agent_id, s.key
+), head AS (
+  INSERT INTO {agents}.flush_head AS h (one, number, committed_at)
+  SELECT true, 1, clock_timestamp() WHERE EXISTS (SELECT FROM mended)
+  ON CONFLICT (one) DO UPDATE SET number = h.number + 1, committed_at = clock_timestamp()
+  RETURNING number, committed_at
+), logged AS (
+  INSERT INTO {agents}.flush_log (number, committed_at, agent_ids, keys)
+  SELECT number, committed_at, ARRAY[agent_id], ARRAY[key] FROM head, mended
 )
 SELECT EXISTS (SELECT FROM mended)
 
