@@ -89,8 +89,8 @@ def _history(now: Stats) -> list[Check]:
     if not now.sql_commits_lost:
         return []
     reason = (
-        f"PostgreSQL went back in time and lost {now.sql_commits_lost} or more commits; what NATS held was written again,"
-        " what had been evicted by then may be lost: look for it in a backup, and let PostgreSQL fail over to a"
+        f"PostgreSQL went back in time and lost {now.sql_commits_lost} or more commits; what NATS held was written"
+        " again, what had been evicted by then may be lost: look for it in a backup, and let PostgreSQL fail over to a"
         " synchronous standby only"
     )
     return [Check("history", Verdict.DEGRADED, reason)]
