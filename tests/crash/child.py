@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cenote
-from cenote.engine import shift
+from cenote.engine import hand
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -103,14 +103,14 @@ class Worker:
 
 def ack_before_commit() -> None:
     """A mutation for the tests of the tests: entries are settled when they are taken in hand."""
-    plain = shift.Shift._flush
+    plain = hand.Hand._flush
 
-    async def flush(self: shift.Shift, taken: list[Any]) -> None:
-        shift.ack_many(self._core.link, [one.reply for one in taken], generation=self._generation)
+    async def flush(self: hand.Hand, taken: list[Any]) -> None:
+        hand.ack_many(self._core.link, [one.reply for one in taken], generation=self._generation)
         await self._core.stream.info()  # one round trip: the acks have arrived
         await plain(self, taken)
 
-    shift.Shift._flush = flush  # type: ignore[method-assign]  # that is what a mutation is
+    hand.Hand._flush = flush  # type: ignore[method-assign]  # that is what a mutation is
 
 
 async def main(settings: dict[str, Any], journal: Path, session: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ import rewinds
 from rewinds import Arena
 
 import cenote
-from cenote.engine import batch, belonging, rewind, shift
+from cenote.engine import batch, belonging, hand, rewind
 from cenote.engine.barrier import Barrier
 from cenote.engine.lineage import Lineage
 from cenote.sql.changes import ChangeTable
@@ -50,7 +50,7 @@ def the_mark_of_the_database(patch: pytest.MonkeyPatch) -> None:
 def clean_copies_in_the_first_pass(patch: pytest.MonkeyPatch) -> None:
     """What was made from a row of SQL is never flushed back."""
     plain = batch.build
-    patch.setattr(shift, "build", lambda deliveries, epochs, prefix, _: plain(deliveries, epochs, prefix, 0))
+    patch.setattr(hand, "build", lambda deliveries, epochs, prefix, _: plain(deliveries, epochs, prefix, 0))
 
 
 def the_number_of_commits(patch: pytest.MonkeyPatch) -> None:

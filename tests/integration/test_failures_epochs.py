@@ -9,7 +9,7 @@ import pytest
 from kv_past import again, nobody_flushes, past
 
 import cenote
-from cenote.engine import core, mender, rewind, shift
+from cenote.engine import core, hand, mender, rewind, shift
 from cenote.engine.core import Core
 from cenote.engine.epoch import Epochs
 from cenote.engine.mender import Mender
@@ -206,7 +206,7 @@ def the_look_at_the_leader(patch: pytest.MonkeyPatch) -> None:
     async def stale(core: Core, odd: Any, *, generation: int) -> list[Any]:
         return [delivery for delivery, _ in odd]
 
-    patch.setattr(shift, "stale", stale)
+    patch.setattr(hand, "stale", stale)
 
 
 @toothed(the_look_at_the_leader)

@@ -9,7 +9,7 @@ import pytest
 
 import cenote
 from cenote.agent import AgentState
-from cenote.engine import batch, shift
+from cenote.engine import batch, hand
 from cenote.kv import consumer
 from cenote.model import entry
 from cenote.sql.dead_letters import DeadLetterTable
@@ -34,19 +34,19 @@ def the_fence(patch: pytest.MonkeyPatch) -> None:
 
 def the_dirty_set_by_sequence(patch: pytest.MonkeyPatch) -> None:
     """Dirty by key: what was flushed is clean, also when it was written again meanwhile."""
-    plain, clean = shift.build, set[str]()
+    plain, clean = hand.build, set[str]()
 
     def build(deliveries: Sequence[batch.Delivery], *rest: Any) -> batch.Batch:
         built = plain([one for one in deliveries if one.subject not in clean], *rest)
         clean.update(one.subject for one in deliveries)
         return built._replace(settled=list(deliveries))
 
-    patch.setattr(shift, "build", build)
+    patch.setattr(hand, "build", build)
 
 
 def the_newest_of_a_batch(patch: pytest.MonkeyPatch) -> None:
     """Of two deliveries of one key in one batch the older wins."""
-    plain = shift.build
+    plain = hand.build
 
     def build(deliveries: Sequence[batch.Delivery], *rest: Any) -> batch.Batch:
         first: dict[str, batch.Delivery] = {}
@@ -54,7 +54,7 @@ def the_newest_of_a_batch(patch: pytest.MonkeyPatch) -> None:
             first.setdefault(one.subject, one)
         return plain(list(first.values()), *rest)._replace(settled=list(deliveries))
 
-    patch.setattr(shift, "build", build)
+    patch.setattr(hand, "build", build)
 
 
 def acks_one_by_one(patch: pytest.MonkeyPatch) -> None:
@@ -65,18 +65,18 @@ def acks_one_by_one(patch: pytest.MonkeyPatch) -> None:
 
 def the_ack_after_the_commit(patch: pytest.MonkeyPatch) -> None:
     """Acked when taken in hand."""
-    plain = shift.Shift._flush
+    plain = hand.Hand._flush
 
-    async def flush(self: shift.Shift, taken: list[batch.Delivery]) -> None:
-        shift.ack_many(self._core.link, [one.reply for one in taken], generation=self._generation)
+    async def flush(self: hand.Hand, taken: list[batch.Delivery]) -> None:
+        hand.ack_many(self._core.link, [one.reply for one in taken], generation=self._generation)
         await plain(self, taken)
 
-    patch.setattr(shift.Shift, "_flush", flush)
+    patch.setattr(hand.Hand, "_flush", flush)
 
 
 def the_bisection(patch: pytest.MonkeyPatch) -> None:
     """A batch that SQL refuses is tried again as it is."""
-    patch.setattr(shift, "DataRefused", type("Never", (Exception,), {}))
+    patch.setattr(hand, "DataRefused", type("Never", (Exception,), {}))
 
 
 def the_quarantined_row(patch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import cenote
-from cenote.engine import batch, entries, shift
+from cenote.engine import batch, entries, hand
 from cenote.engine.epoch import Epochs
 from cenote.kv.stream import StateStream
 from cenote.testing import TestServers
@@ -37,13 +37,13 @@ def the_tombstone_in_kv(patch: pytest.MonkeyPatch) -> None:
 
 def the_tombstone_in_sql(patch: pytest.MonkeyPatch) -> None:
     """A delete has no value to flush, so it is not flushed."""
-    plain = shift.build
+    plain = hand.build
 
     def build(deliveries: Sequence[batch.Delivery], *rest: Any) -> batch.Batch:
         built = plain(deliveries, *rest)
         return built._replace(rows=[row for row in built.rows if not row.deleted])
 
-    patch.setattr(shift, "build", build)
+    patch.setattr(hand, "build", build)
 
 
 def the_epoch(patch: pytest.MonkeyPatch) -> None:

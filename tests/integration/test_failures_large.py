@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import cenote
-from cenote.engine import batch, shift
+from cenote.engine import batch, hand
 from cenote.testing import TestServers, tier_of
 from witness import demand, reached
 
@@ -42,7 +42,7 @@ async def test_what_the_flusher_holds_is_bounded_by_bytes(
             held.append(sum(len(delivery.message.payload) for delivery in listed))
             return plain(listed, *rest)
 
-        monkeypatch.setattr(shift, "build", spy)
+        monkeypatch.setattr(hand, "build", spy)
         async with cenote.open(data_dir=writer.servers["data_dir"], namespace=writer.config.namespace) as other:
             await other.flush(60)
         demand(max(held) <= 17 * 2**20, f"I15: {max(held)} bytes in one flush")
@@ -61,7 +61,7 @@ async def test_the_flusher_outlives_an_error_of_its_own(
             raise KeyError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr(shift, "build", bug)
+            patch.setattr(hand, "build", bug)
             receipt = await store.agent("a").put("k", 2)
             await reached(lambda: broken, "the flusher meets the error")
         await receipt.durable(20)

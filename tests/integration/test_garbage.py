@@ -14,7 +14,7 @@ from cenote.agent import AgentState
 from cenote.engine import fence
 from cenote.engine.batch import Batch
 from cenote.engine.collector import Collector
-from cenote.engine.shift import Shift
+from cenote.engine.hand import Hand
 from cenote.sql import pool
 from cenote.sql.loader import Queries
 from cenote.sql.rows import Heartbeat, Row
@@ -76,20 +76,21 @@ def the_bound(patch: pytest.MonkeyPatch) -> None:
 # --- what the tests do --------------------------------------------------------------------------------------
 
 
-def shift_of(store: Store) -> Shift:
-    """The shift of the store's own flusher."""
+def hand_of(store: Store) -> Hand:
+    """What the store's own flusher has in hand."""
     flusher = store._machines.flusher
     assert flusher is not None
     assert flusher.shift is not None
-    return flusher.shift
+    assert flusher.shift.hand is not None
+    return flusher.shift.hand
 
 
 async def sweep(store: Store, sql: Tables, *, old: bool = True) -> None:
     """What the active flusher does every few minutes; as if all tombstones were two days old."""
     if old:
         await sql.link.execute(f"UPDATE {sql.schema}.state SET updated_at = now() - interval '2 days' WHERE deleted")
-    shift = shift_of(store)
-    await Collector(store._core, shift.durable, shift._guard, shift._overlap, 2).sweep()
+    hand = hand_of(store)
+    await Collector(store._core, hand.tenure.durable, hand.tenure.guard, hand.overlap, 2).sweep()
 
 
 async def in_hand(store: Store, agent: AgentState) -> Row:
@@ -102,7 +103,7 @@ async def in_hand(store: Store, agent: AgentState) -> Row:
 async def thaw(store: Store, row: Row) -> list[Row]:
     """A flusher that slept with this row in hand goes on."""
     batch = Batch([row], [], [], [], [], {store.agent("a")._agent})
-    return await shift_of(store)._commit(batch, [row], [], (row.version, row.kv_time_us))
+    return await hand_of(store)._commit(batch, [row], [], (row.version, row.kv_time_us))
 
 
 async def delete_and_collect(store: Store, agent: AgentState, sql: Tables) -> None:
@@ -157,14 +158,14 @@ async def test_a_flush_that_waits_for_a_collection_knows_its_floor(cenote_server
         deleted = await agent.delete("k")
         await deleted.durable(20)
         tombstone = await in_hand(store, agent)
-        shift = shift_of(store)
+        hand = hand_of(store)
         place = (tombstone.epoch, tombstone.version)
         columns = ([agent.id], ["k"], [tombstone.epoch], [tombstone.version])
         async with sql.link.transaction():
             collect = store._core.db.queries["collect"]
-            assert await sql.link.fetchval(collect, *shift._guard, *place, *columns) == 1
+            assert await sql.link.fetchval(collect, *hand.tenure.guard, *place, *columns) == 1
             beat = Heartbeat("sleeper", store._core.epochs.store_id, row.version, row.kv_time_us)
-            flush = asyncio.create_task(store._core.table.flush([row], shift._guard, beat))
+            flush = asyncio.create_task(store._core.table.flush([row], hand.tenure.guard, beat))
             waits = (
                 "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid)"
             )

@@ -4,10 +4,11 @@ import asyncio
 import logging
 
 from cenote.engine.core import Core
+from cenote.engine.hand import ShiftOver
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
 from cenote.engine.rewind import Rewound, begin
-from cenote.engine.shift import Shift, ShiftOver
+from cenote.engine.shift import Shift
 from cenote.errors import CenoteError
 
 log = logging.getLogger("cenote.engine")
