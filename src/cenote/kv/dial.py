@@ -77,6 +77,7 @@ async def dial(
     name: str,
     on_error: Callable[[Client, Exception], Awaitable[None]],
     on_closed: Callable[[Client], Awaitable[None]],
+    on_end: Callable[[], None],
 ) -> Connection:
     """Connect to one server once.
 
@@ -117,7 +118,7 @@ async def dial(
             max_outstanding_pings=PINGS_UNANSWERED_MAX,
             **options,
         )
-        lane.hush(nc)
+        lane.hush(nc, on_end)
         return _checked(nc, handlers if fast else None)
     except (OSError, TimeoutError, Error, ssl.SSLError, CenoteError) as error:
         await hang_up(nc)

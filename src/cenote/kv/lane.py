@@ -23,6 +23,7 @@ Handler = Callable[[bytes, bytes, bytes, bytes], None]
 
 _CONTROL_LINE_BYTES_MAX = 1 << 16  # INFO of a big cluster is some KiB
 _M, _H = b"MH"
+_TASKS = ("_reading_task", "_flusher_task", "_ping_interval_task")
 _log = logging.getLogger("cenote.kv")
 
 
@@ -107,6 +108,7 @@ def names_hold() -> bool:
         isinstance(getattr(nc, "_ps", None), Parser)
         and hasattr(nc, "_transport")
         and isinstance(getattr(nc, "_server_info", None), dict)
+        and all(hasattr(nc, name) for name in _TASKS)
         and inspect.iscoroutinefunction(Parser.parse)
         and callable(getattr(Parser, "reset", None))
     )
@@ -142,15 +144,20 @@ def server_info(nc: Client) -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
-def hush(nc: Client) -> None:
+def hush(nc: Client, on_end: Callable[[], None]) -> None:
     """Let nobody complain about nats-py's own tasks: its read loop ends with the broken pipe that it has reported,
-    nobody awaits it, and the garbage collector would log that at any moment, in the middle of whatever runs."""
-    for name in ("_reading_task", "_flusher_task", "_ping_interval_task"):
+    nobody awaits it, and the garbage collector would log that at any moment, in the middle of whatever runs.
+
+    on_end: told whenever one of them ends. nats-py ends them before it waits for a frozen server to take its last
+    words, its own callbacks come afterwards, if ever.
+    """
+
+    def ended(task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled():
+            task.exception()
+        on_end()
+
+    for name in _TASKS:
         task = getattr(nc, name, None)
         if isinstance(task, asyncio.Task):
-            task.add_done_callback(_heard)
-
-
-def _heard(task: "asyncio.Task[Any]") -> None:
-    if not task.cancelled():
-        task.exception()
+            task.add_done_callback(ended)

@@ -31,8 +31,6 @@ from cenote.kv.mux import Multiplexer, Reply
 _BLANK, _NEWLINE = b" \n"  # as ints: one memchr each, a fifth of the time of a one-byte text
 _INBOX_SID = 1_000_000  # nats-py counts its own subscriptions from 1
 _CLOSED = "the link was closed"
-_SWEEP_S = 0.05  # how late a timeout may be
-_IDLE_SWEEP_S = 0.5  # where nothing waits for an answer, only the connection is looked at
 _RETRY_S = (0.1, 0.15, 0.25, 0.25, 0.5)  # between rounds over all servers; the last one repeats
 _log = logging.getLogger("cenote.kv")
 
@@ -80,9 +78,8 @@ class Link:
         self._subscriptions: dict[int, Subscription] = {}
         self._sids = _INBOX_SID
         self._down = asyncio.Event()
-        self._busy = asyncio.Event()
         self._closing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._keeper: asyncio.Task[None] | None = None
         self._denied: list[str] = []
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -99,17 +96,17 @@ class Link:
             UnavailableError: no server can be reached; nothing keeps running.
         """
         self._loop = asyncio.get_running_loop()
-        self._mux = Multiplexer(self._inbox, self._loop)
+        self._mux = Multiplexer(self._inbox, self._loop, self._look)
         self._servers, self._tls = servers(plain(self._config.url) or ""), tls_context(self._config)
         await self._connect_once()
-        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._sweep())]
+        self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
         """Disconnect for good, once what was sent has arrived; what waits for an answer gets `AnswerLost`."""
         self._closing = True  # nats-py swallows a cancellation here and there: the flag ends the task then
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         connection = self._connection
         if connection is not None:
             self._flush()
@@ -129,6 +126,7 @@ class Link:
                     name=self._name,
                     on_error=self._on_error,
                     on_closed=self._on_closed,
+                    on_end=self._look,
                 )
                 await self._begin(connection)
             except (SetupError, UnavailableError) as error:
@@ -220,19 +218,12 @@ class Link:
             _log.log(logging.INFO if why == _CLOSED else logging.WARNING, "disconnected from NATS: %s", why)
             _call_all(self.on_disconnect)
 
-    async def _sweep(self) -> None:
-        """Time out what waits too long, and notice a connection that nats-py has given up."""
-        while not self._closing:
-            if not self._mux:
-                self._busy.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_IDLE_SWEEP_S):
-                        await self._busy.wait()
-            if self._mux:
-                await asyncio.sleep(_SWEEP_S)
-            if self._connection is not None and not self._connection.nc.is_connected:
-                self._lost(self._connection.nc, "the connection broke or the server stopped answering")
-            self._mux.sweep()
+    def _look(self) -> None:
+        """Has nats-py given up? Asked when one of its tasks ends, and when a request gets no answer: nobody need look
+        again and again, and a connection that breaks wakes us itself."""
+        connection = self._connection
+        if connection is not None and not connection.nc.is_connected:
+            self._lost(connection.nc, "the connection broke or the server stopped answering")
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -258,11 +249,8 @@ class Link:
     def _send_request(self, subject: bytes | str, token: bytes, header: bytes, payload: bytes) -> None:
         if not self.connected:
             raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
-        waiting = len(self._mux)
-        if waiting >= limits.IN_FLIGHT_MAX:
+        if len(self._mux) >= limits.IN_FLIGHT_MAX:
             raise NotSent("too many requests in flight", tier="DISTRIBUTED_KV")
-        if not waiting:
-            self._busy.set()
         self._write(self._frame(subject, self._mux.prefix + token, header, payload))
 
     def send(self, subject: bytes | str, reply: bytes, payload: bytes, header: bytes = b"") -> None:

@@ -1,10 +1,13 @@
 """Which answer belongs to which request: one wildcard inbox, one dict, one sweeper for all timeouts.
 
 nats-py makes a subscription wake-up, a random name, a timer and a message object for each request; here a
-request costs one future and one dict entry.
+request costs one future and one dict entry. The sweeper is one timer at the next deadline: where every request is
+answered it fires once in a timeout, however many requests there are.
 """
 
 import asyncio
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cenote.errors import CenoteError
@@ -12,6 +15,7 @@ from cenote.kv.errors import AnswerLost, NoResponders
 
 _STATUS = b"NATS/1.0 "  # a header that begins so is a status of the server, "NATS/1.0\r\n" begins a message
 _NO_RESPONDERS = b"NATS/1.0 503"
+_LATE_S = 0.05  # how late a timeout may be
 
 
 class Reply(NamedTuple):
@@ -31,11 +35,14 @@ class _Gathering(NamedTuple):
 class Multiplexer:
     """Every future handed out ends: by its answer, by `sweep` or by `fail_all`."""
 
-    def __init__(self, inbox: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, inbox: str, loop: asyncio.AbstractEventLoop, on_timeout: Callable[[], None]) -> None:
         self.prefix = f" {inbox}.".encode()
         self.generation = 0
         self._at = len(inbox) + 1
         self._loop = loop
+        self._on_timeout = on_timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
         self._count = 0
         self._waiting: dict[bytes, tuple[asyncio.Future[Reply], float]] = {}
         self._gathering: dict[bytes, _Gathering] = {}
@@ -51,13 +58,19 @@ class Multiplexer:
     def wait(self, token: bytes, timeout_ms: int) -> asyncio.Future[Reply]:
         """The future answer of a request just sent with this token."""
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting[token] = (future, self._loop.time() + timeout_ms / 1000)
+        deadline = self._loop.time() + timeout_ms / 1000
+        self._waiting[token] = (future, deadline)
+        if deadline < self._due:
+            self._sweep_at(deadline)
         return future
 
     def gather(self, token: bytes, timeout_ms: int) -> asyncio.Future[list[Reply]]:
         """All answers of a request just sent, up to and with the server's closing status."""
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
-        self._gathering[token] = _Gathering(future, self._loop.time() + timeout_ms / 1000, [])
+        deadline = self._loop.time() + timeout_ms / 1000
+        self._gathering[token] = _Gathering(future, deadline, [])
+        if deadline < self._due:
+            self._sweep_at(deadline)
         return future
 
     def on_message(self, subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
@@ -87,18 +100,36 @@ class Multiplexer:
         else:
             entry.future.set_result(entry.parts)
 
-    def sweep(self) -> None:
+    def _sweep_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = when
+        self._timer = self._loop.call_at(when, self._sweep)
+
+    def _sweep(self) -> None:
         """Fail what waits beyond its deadline."""
         now = self._loop.time()
-        for token in [token for token, (_, deadline) in self._waiting.items() if deadline <= now]:
+        late = [token for token, (_, deadline) in self._waiting.items() if deadline <= now]
+        for token in late:
             _fail(self._waiting.pop(token)[0], "no answer in time")
-        for token in [token for token, entry in self._gathering.items() if entry.deadline <= now]:
+        parts = [token for token, entry in self._gathering.items() if entry.deadline <= now]
+        for token in parts:
             _fail(self._gathering.pop(token).future, "no complete answer in time")
+        self._timer, self._due = None, math.inf
+        left = [deadline for _, deadline in self._waiting.values()]
+        left += [entry.deadline for entry in self._gathering.values()]
+        if left:
+            self._sweep_at(max(min(left), now + _LATE_S))
+        if late or parts:
+            self._on_timeout()
 
     def fail_all(self, why: str) -> None:
         """The connection is gone: no answer can come any more."""
         waiting, self._waiting = self._waiting, {}
         gathering, self._gathering = self._gathering, {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._due = None, math.inf
         for future, _ in waiting.values():
             _fail(future, why)
         for entry in gathering.values():
