@@ -13,12 +13,15 @@ _BUCKETS = 150  # 1.1 ** 150 ms is about 27 minutes; longer lags share the last 
 
 
 class LagWindow:
-    """Percentiles of lag over the last `window_s` seconds, in milliseconds."""
+    """Percentiles of lag over the last `window_s` seconds, in milliseconds. What was late counts no longer once nothing
+    has been late for half of that time: 10 s after a fault health is to be green again (I16), and the backlog of the
+    fault, which was late as a whole, is committed some time after its end. `violations` counts it for good."""
 
     def __init__(self, window_s: float, limit_ms: float) -> None:
         self._window_s = window_s
         self._limit_ms = limit_ms
         self._seconds: dict[int, list[int]] = {}
+        self._late_at = -math.inf
         self.violations = 0
         """Writes that took longer than the consistency window, since the start of this process."""
 
@@ -30,15 +33,20 @@ class LagWindow:
             buckets = self._seconds[now] = [0] * (_BUCKETS + 1)
             for second in [second for second in self._seconds if second < now - self._window_s]:
                 del self._seconds[second]
-        log = math.log
+        log, before = math.log, self.violations
         for lag in lags_ms:
             if lag > self._limit_ms:
                 self.violations += 1
             buckets[0 if lag <= 1 else min(_BUCKETS, int(log(lag) / _GROWTH) + 1)] += 1
+        if self.violations > before:
+            self._late_at = time.monotonic()
 
     def percentiles(self, *shares: float) -> list[float | None]:
         """The upper bound of the bucket that holds each share (0.95 → p95); None when nothing was committed."""
-        oldest = time.monotonic() - self._window_s
+        now = time.monotonic()
+        oldest = now - self._window_s
+        if self._late_at < now - self._window_s / 2:
+            oldest = max(oldest, self._late_at + 1)  # the seconds are whole
         total = [0] * (_BUCKETS + 1)
         for second, buckets in self._seconds.items():
             if second >= oldest:
