@@ -33,7 +33,8 @@ believed (flow rule 7). One constant for all processes: were it a setting, two p
 CLUSTER_SKEW_MS_MAX: Final = 1_000
 """How far the clocks of a cluster's servers may be apart: one learns a time from one of them, a message bears that of
 the stream's leader. Evictions wait, and receipts look back, for that much longer where there are replicas."""
-PROBE_INTERVAL_MS: Final = 1_000  # each process compares its feed with the leader's last sequence (rule 10)
+PROBE_INTERVAL_MS: Final = 1_000  # each process with an L1 compares its feed with the leader's end (rule 10)
+PROBE_CALM_MS: Final = 5_000  # a process that only writes looks so often, while KV is far from full
 SILENCE_MS_MAX: Final = 3_000  # without an answer for so long, L1 is no longer coherent (rule 10)
 PURGE_FACTS_AGE_MS_MAX: Final = 1_000  # an eviction uses no fact older than this (rule 2)
 LEASE_RENEW_MS: Final = 400  # the active flusher renews its lease so often …

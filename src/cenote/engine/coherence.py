@@ -54,6 +54,8 @@ class Coherence:
         self.gaps = 0
         self.met: Callable[[str, int], object] | None = None
         """Told of every event, where followers answer reads (`engine/replicas.py`)."""
+        self.on_listen: Callable[[], None] | None = None
+        """Told when L1 begins to count on probes."""
         self._owed = 0
         self._until = 0.0
         self._feed: Feed | None = None
@@ -76,6 +78,13 @@ class Coherence:
             if self._stream.link.generation != generation:
                 raise UnavailableError("NATS was replaced while L1 began to listen", tier="DISTRIBUTED_KV")
             self.probed(info.last_seq)
+            if self.on_listen is not None:
+                self.on_listen()
+
+    @property
+    def following(self) -> bool:
+        """Whether L1 or a watch follows the feed, or tries to again."""
+        return self._feed is not None
 
     def close(self) -> None:
         """Follow no more."""

@@ -2,7 +2,8 @@
 flow rules 8, 9, 10).
 
 Once a second the probe asks the stream's leader for its last sequence. A difference to what the republish feed has
-shown drops L1; three seconds of silence end its coherence; a stream created anew begins an epoch.
+shown drops L1; three seconds of silence end its coherence; a stream created anew begins an epoch. A process without an
+L1, that flushes nothing, need not ask so often while all is well.
 """
 
 import asyncio
@@ -137,6 +138,8 @@ class Core:
         self.on_close: list[Callable[[], None]] = []
         self._prefix_length = len(self.stream.prefix)
         self._probe_now = asyncio.Event()
+        self._calm = False
+        self.coherence.on_listen = self.stir
         self._probe_task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -273,14 +276,28 @@ class Core:
         self.coherence.restart()
         self._probe_now.set()
 
+    def stir(self) -> None:
+        """Something is odd, or begins to count on the probe."""
+        if self._calm:
+            self._probe_now.set()
+
+    def _all_well(self) -> bool:
+        """Whether nobody counts on a look each second: no L1 (rule 10), no followers, no flusher here, nobody who
+        waits for SQL; and the stream's server start is settled, with room to spare."""
+        busy = self.coherence.following or self.durability.hurry is not None or self.durability
+        settled = self.mended == self.link.generation and self.current_durable is not None
+        return settled and not busy and self.replicas is None and self.fullness.roomy
+
     async def _probe(self) -> None:
         while True:
             try:
                 await self.probe_once()
+                self._calm = self._all_well()
             except CenoteError as error:
                 log.debug("probe: %s", error)
+                self._calm = False
             try:
-                async with asyncio.timeout(limits.PROBE_INTERVAL_MS / 1000):
+                async with asyncio.timeout((limits.PROBE_CALM_MS if self._calm else limits.PROBE_INTERVAL_MS) / 1000):
                     await self._probe_now.wait()
             except TimeoutError:
                 pass

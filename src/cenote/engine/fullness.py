@@ -2,8 +2,9 @@
 
 The stream's leader and the flusher's durable are authoritative; this process looks once a second, and counts what it
 writes itself since then, so a burst does not pass the bound before the next look. The bound of the backlog is thus
-`flush.backlog_count_max`, and what other processes write within a second. Where room gets short, looks follow each
-other quickly, so that nobody is refused for long on the word of an old one.
+`flush.backlog_count_max`, and what other processes write within a second: below a tenth of either bound within five,
+for two hundred that look each second cost more than what they write. Where room gets short, looks follow each other
+quickly, so that nobody is refused for long on the word of an old one.
 
 Deletes are never refused for fullness: they are what makes room. A durable that has just begun delivers everything
 that is live once more; until it has been through, only what was written since it began counts as waiting for SQL.
@@ -27,6 +28,7 @@ from cenote.naming import QUERY_CACHE, Names
 PRESSED_SHARE = 0.70  # above it eviction does not wait for `state.ttl_s`
 BRIM_SHARE = 0.85  # above it no clean copies are made
 FULL_SHARE = 0.90  # above it writes are refused; the rest is for tombstones
+_ROOMY_SHARE = 0.10  # below it, of the bytes and of the backlog, there is no hurry to look again
 _ENTRY_BYTES = 200  # subject, headers and framing of an entry, about
 _LOOK_PAUSE_S = 0.02
 
@@ -123,6 +125,11 @@ class Fullness:
         self.share = info.bytes / bytes_max if bytes_max > 0 else 0.0
         self._bytes, self._bytes_full = info.bytes, bytes_max * FULL_SHARE if bytes_max > 0 else math.inf
         self._counted, self._counted_bytes = begun
+
+    @property
+    def roomy(self) -> bool:
+        """Whether both bounds are far away."""
+        return self.share < _ROOMY_SHARE and self._dirty < self._count_max * _ROOMY_SHARE
 
     def _look_soon(self) -> bool:
         """Look, unless that was begun a moment ago."""

@@ -120,6 +120,7 @@ class Writer:
         """What follows a failed first attempt: another one after each proof that nothing was accepted, a look at the
         leader when the answer was lost."""
         core = self._core
+        core.stir()  # the bucket may be gone
         backoff = Backoff(patient(core.config.retry), core.config.kv.deadline_ms, began=began)
         while True:
             if isinstance(error, AnswerLost):
