@@ -81,6 +81,21 @@ def alive(process: Process) -> bool:
     return process.began != "" and _began(process.pid) == process.began
 
 
+def deathbed(process: Process) -> int | None:
+    """A descriptor that becomes readable as soon as the process ends, whoever its parent is; None where the system has
+    none, or the process is gone already."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        return None  # gone, an old kernel, or one that forbids it
+    if alive(process):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
 def myself() -> Process:
     """The process that asks."""
     return Process(os.getpid(), _began(os.getpid()) or "")

@@ -12,6 +12,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cenote.embedded.lifecycle import Lifecycle
 from cenote.embedded.locks import close_lock, exclusive, lock, open_lock, try_lock
 from cenote.embedded.login import dsn
 from cenote.embedded.needs import NatsAddress, Needs, Recover
-from cenote.embedded.process import LOOK_IS_CHEAP, alive
+from cenote.embedded.process import LOOK_IS_CHEAP, alive, deathbed
 from cenote.embedded.state import TEMPORARY, TEMPORARY_PREFIX, DataDir, Name, State
 from cenote.embedded.trouble import explained
 from cenote.embedded.waiting import blocking, settle
@@ -30,6 +31,7 @@ from cenote.limits import (
     SERVER_RESTART_DELAY_MS_MIN,
     SERVER_STABLE_S,
     SERVER_WATCH_MS,
+    SERVER_WATCH_TOLD_MS,
 )
 
 log = logging.getLogger("cenote.embedded")
@@ -121,9 +123,13 @@ class Servers:
                 self._trouble, healthy_since = None, time.monotonic()
 
     async def _until_one_died(self) -> None:
+        with self._told_of_deaths() as told:
+            await self._look_until_one_died(SERVER_WATCH_TOLD_MS if told else SERVER_WATCH_MS)
+
+    async def _look_until_one_died(self, pause_ms: int) -> None:
         looks = 0
         while await self._all_live():
-            seconds = _POKED_LOOK_S if looks else SERVER_WATCH_MS / 1000 * _dice.uniform(0.8, 1.2)
+            seconds = _POKED_LOOK_S if looks else pause_ms / 1000 * _dice.uniform(0.8, 1.2)
             looks = max(0, looks - 1)
             # Not wait_for: Python 3.11's swallows a cancellation that comes together with the event, and the close of a
             # store brings both.
@@ -132,6 +138,26 @@ class Servers:
                     await self._poked.wait()
                 self._poked.clear()
                 looks = _POKED_LOOKS
+
+    @contextlib.contextmanager
+    def _told_of_deaths(self) -> Iterator[bool]:
+        """Be poked by the kernel when one of them ends; False when it cannot: hundreds of users that look for
+        themselves, each some times a second, are a good part of what an idle process costs."""
+        servers = [self._state.server(name) for name in self._wanted()]
+        found = [None if server is None else deathbed(server.process) for server in servers]
+        beds = [bed for bed in found if bed is not None]
+        for bed in beds:
+            self._loop.add_reader(bed, self._ended, bed)
+        try:
+            yield len(beds) == len(servers)
+        finally:
+            for bed in beds:
+                self._loop.remove_reader(bed)
+                os.close(bed)
+
+    def _ended(self, bed: int) -> None:
+        self._loop.remove_reader(bed)  # it stays readable
+        self._poked.set()
 
     async def _all_live(self) -> bool:
         servers = [self._state.server(name) for name in self._wanted()]
