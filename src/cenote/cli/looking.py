@@ -11,6 +11,7 @@ from cenote.config import Config
 from cenote.embedded import inspect
 from cenote.engine.lease import Board
 from cenote.engine.monitor import Stats
+from cenote.engine.slots import together
 from cenote.errors import CenoteError
 
 
@@ -40,6 +41,7 @@ async def look(config: Config) -> dict[str, Any]:
         stats = board = None
         with suppress(CenoteError):  # the verdict says it already
             stats, board = await reach.store.stats(), await reach.machines.lease.read()
+            board = board and await together(reach.machines.core, board)
         checks = [asdict(check) | {"verdict": check.verdict.value} for check in health.checks]
         effective = reach.machines.core.config
         warning = await cluster_warning(effective)

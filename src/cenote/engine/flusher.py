@@ -4,10 +4,10 @@ import asyncio
 import logging
 
 from cenote.engine.core import Core
-from cenote.engine.hand import ShiftOver
+from cenote.engine.hand import held
 from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
-from cenote.engine.rewind import Rewound, begin
+from cenote.engine.seconds import Seconds
 from cenote.engine.shift import Shift
 from cenote.errors import CenoteError
 
@@ -15,7 +15,7 @@ log = logging.getLogger("cenote.engine")
 
 
 class Flusher:
-    """Waits for the lease, works shifts, keeps the board."""
+    """Waits for the lease, works shifts, keeps the board; meanwhile may flush beside whoever holds it."""
 
     def __init__(self, core: Core, lease: Lease, board: Board) -> None:
         self._core = core
@@ -24,10 +24,13 @@ class Flusher:
         self._task: asyncio.Task[None] | None = None
         self.lag = LagWindow(core.config.health.window_s, core.config.flush.window_ms)
         self.shift: Shift | None = None
+        self._seconds = Seconds(core, board, self.lag) if core.config.flush.active_max > 1 else None
 
     def start(self) -> None:
         """Begin to compete for the lease."""
         self._lease.listen()
+        if self._seconds is not None:
+            self._seconds.start()
         self._task = asyncio.create_task(self._run(), name="cenote-flusher")
 
     async def stop(self) -> None:
@@ -36,6 +39,8 @@ class Flusher:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if self._seconds is not None:
+            await self._seconds.stop()
         self._lease.close()
 
     async def _run(self) -> None:
@@ -54,20 +59,19 @@ class Flusher:
             await self._lease.pause()
 
     async def _work(self) -> None:
-        shift = self.shift = Shift(self._core, self._lease, self._board, self.lag)
-        leaving = False
+        """One shift. A primary holds no second slot: it gives that back before it begins, and competes again later."""
+        if self._seconds is None:
+            await self._one_shift()
+            return
+        await self._seconds.stop()
         try:
-            await shift.work()
-        except asyncio.CancelledError:
-            leaving = True
-            raise
-        except ShiftOver as over:
-            log.info("a flusher's shift ends: %s", over)
-        except Rewound as rewound:
-            log.warning("%s: an epoch begins", rewound)
-            await begin(self._core, rewound)
+            await self._one_shift()
+        finally:
+            self._seconds.start()
+
+    async def _one_shift(self) -> None:
+        shift = self.shift = Shift(self._core, self._lease, self._board, self.lag)
+        try:
+            await held(self._core, self._lease, shift.work())
         finally:
             self.shift = None
-            self._core.durability.hurry = None
-            if self._core.link.connected and self._core.stream.ours:
-                await self._lease.release(leaving=leaving)

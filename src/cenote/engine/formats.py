@@ -8,6 +8,7 @@ who never talk to PostgreSQL. It is raised by hand, by `cenote migrate`, and nev
 from cenote.engine.adoption import Ground
 from cenote.engine.epoch import FORMAT_KEY
 from cenote.engine.lease import Lease
+from cenote.engine.slots import beside
 from cenote.errors import SetupError
 from cenote.kv.stream import StateStream
 from cenote.model import entry
@@ -17,7 +18,7 @@ async def raise_format(ground: Ground) -> int | None:
     """Allow the newest format that this code writes; None when it is allowed already.
 
     Raises:
-        SetupError: the active flusher does not read it.
+        SetupError: an active flusher does not read it.
         UnavailableError: one of the servers cannot be reached.
     """
     link, table, config = ground
@@ -27,10 +28,13 @@ async def raise_format(ground: Ground) -> int | None:
     if min(allowed, int(info.metadata.get(FORMAT_KEY, 1))) >= entry.FORMAT:
         return None
     board = await Lease(link, config.names, "migrate").read()
-    if board is not None and board.holder and board.alive(link.server_now_ms()) and board.reads < entry.FORMAT:
+    boards = [] if board is None else [board]
+    boards += await beside(link, config.names, max(config.flush.active_max, *(one.active_max for one in boards), 1))
+    behind = [one for one in boards if one.holder and one.alive(link.server_now_ms()) and one.reads < entry.FORMAT]
+    if behind:
         raise SetupError(
-            f"entries stay in format {allowed}: the flusher, process {board.pid} on {board.host}, reads formats up to"
-            f" {board.reads}, not {entry.FORMAT}",
+            f"entries stay in format {allowed}: the flusher, process {behind[0].pid} on {behind[0].host}, reads formats"
+            f" up to {behind[0].reads}, not {entry.FORMAT}",
             hint="upgrade or stop every older process, then again: cenote migrate",
         )
     await table.db.execute(table.db.queries["raise_format"], entry.FORMAT)

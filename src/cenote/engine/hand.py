@@ -9,7 +9,7 @@ is the primary's (`engine/shift.py`) or one beside it (`engine/seconds.py`).
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
 from cenote import limits, points
@@ -19,9 +19,9 @@ from cenote.engine.core import Core
 from cenote.engine.epoch import Epochs
 from cenote.engine.fence import Look, looker, pass_fence
 from cenote.engine.lag import LagWindow
-from cenote.engine.lease import Board
+from cenote.engine.lease import Board, Lease
 from cenote.engine.registrar import Registrar
-from cenote.engine.rewind import Envelope, examined, stale
+from cenote.engine.rewind import Envelope, Rewound, begin, examined, stale
 from cenote.errors import TransactionError, UnavailableError
 from cenote.kv.consumer import Pull, ack_many, nak, progress_many
 from cenote.kv.message import Message
@@ -66,6 +66,8 @@ class Hand:
 
     def __init__(self, core: Core, board: Board, lag: LagWindow, tenure: Tenure) -> None:
         self._core = core
+        self.before_ack: Callable[[], Awaitable[None]] | None = None
+        """Asked between the commit and its acks, which are not sent when it raises."""
         self._board = board
         self._lag = lag
         self._config = core.config.flush
@@ -101,6 +103,7 @@ class Hand:
     async def work(self, *beside: Coroutine[Any, Any, None]) -> None:
         """Flush, and do what is to be done beside it, until any of it fails or ends. Raises what ended it."""
         self._core.durability.hurry = self._ripe.set
+        self._core.stir()  # the board tells of the backlog
         self._pull.start()
         self._trouble_since = time.monotonic()
         jobs = [self._flush_for_ever(), self._keep_hold(), self._names.keep_trying(), *beside]
@@ -237,6 +240,8 @@ class Hand:
         await self._names.register(batch.agents)
         if core.link.generation != self._generation:
             raise ShiftOver("the connection was replaced during a flush")
+        if self.before_ack is not None:
+            await self.before_ack()
         ack_many(core.link, [delivery.reply for delivery in batch.settled], generation=self._generation)
         for delivery in batch.later:
             nak(core.link, delivery.reply, limits.UNKNOWN_FORMAT_DELAY_S, generation=self._generation)
@@ -292,7 +297,7 @@ class Hand:
             return await examined(core, some, outcome, generation=self._generation)
 
         try:
-            return overtaken + _held(await pass_fence(core.table, rows, write, look))
+            return overtaken + _unless_dropped(await pass_fence(core.table, rows, write, look))
         except DataRefused as refused:
             if len(rows) > 1:
                 middle = len(rows) // 2
@@ -311,7 +316,7 @@ class Hand:
             )
             return await examined(core, [item.row], outcome, generation=self._generation)
 
-        overtaken = _held(await pass_fence(core.table, [item.row], write, look))
+        overtaken = _unless_dropped(await pass_fence(core.table, [item.row], write, look))
         if not overtaken:
             core.counts.quarantined += 1
             core.durability.committed([item.row])
@@ -343,8 +348,27 @@ class Hand:
             progress_many(self._core.link, [delivery.reply for delivery in kept], generation=self._generation)
 
 
-def _held(overtaken: list[Row] | None) -> list[Row]:
+def _unless_dropped(overtaken: list[Row] | None) -> list[Row]:
     """A guard that did not hold wrote nothing, and the batch is dropped."""
     if overtaken is None:
         raise ShiftOver("the epoch or the server start is another one")
     return overtaken
+
+
+async def held(core: Core, lease: Lease, work: Coroutine[Any, Any, None]) -> None:
+    """Work one tenure under a lease, which is given back afterwards, and begin the epoch that it asks for: several who
+    find the same rewind begin one (flow rule 4)."""
+    leaving = False
+    try:
+        await work
+    except asyncio.CancelledError:
+        leaving = True
+        raise
+    except ShiftOver as over:
+        log.info("a flusher's tenure ends: %s", over)
+    except Rewound as rewound:
+        log.warning("%s: an epoch begins", rewound)
+        await begin(core, rewound)
+    finally:
+        if core.link.connected and core.stream.ours:
+            await lease.release(leaving=leaving)

@@ -23,8 +23,8 @@ from cenote.kv.link import Link, Subscription
 from cenote.kv.single import SingleEntry
 from cenote.naming import QUERY_CACHE, Names
 
-_LEASE_KEY = "=lease.flush"
-_COUNTED = (
+PRIMARY_KEY = "=lease.flush"
+COUNTED = (
     "flushed", "delivered", "commits", "evicted", "expired", "collected", "blobs_collected", "quarantined",
     "unknown_formats",
 )  # fmt: skip
@@ -34,14 +34,16 @@ _dice = random.Random()  # its own: a program that seeds the global one must get
 
 @dataclass
 class Board:
-    """What the active flusher tells of itself; times are KV server times in ms. `sql_commits` and `sql_committed_us`
-    name the last commit it has seen in PostgreSQL, `sql_commits_lost` counts those that were gone later."""
+    """What a flusher tells of itself; times are KV server times in ms. `sql_commits` and `sql_committed_us` name the
+    last commit it has seen in PostgreSQL, `sql_commits_lost` counts those that were gone later; `active_max` is how
+    many may flush beside each other, as its holder was told."""
 
     holder: str = ""
     left: bool = False
     pid: int = 0
     host: str = ""
     reads: int = 1  # the newest format of entries that the holder can flush
+    active_max: int = 1
     renewed_ms: int = 0
     committed_ms: int = 0
     clean_ms: int = 0
@@ -71,7 +73,7 @@ class Board:
 
     def count(self, counts: Any) -> None:
         """Take over what its holder counts."""
-        for name in _COUNTED:
+        for name in COUNTED:
             setattr(self, name, getattr(counts, name))
         self.avg_flush_ms = round(counts.flush_ms / counts.commits, 3) if counts.commits else None
 
@@ -81,10 +83,10 @@ class Board:
 
 
 class Lease:
-    """The flusher's lease of one store, as one process sees it."""
+    """A flusher's lease of one store, as one process sees it; the primary's, unless it is told another key."""
 
-    def __init__(self, link: Link, names: Names, holder: str) -> None:
-        self._entry = SingleEntry(link, names, QUERY_CACHE, _LEASE_KEY)
+    def __init__(self, link: Link, names: Names, holder: str, key: str = PRIMARY_KEY) -> None:
+        self._entry = SingleEntry(link, names, QUERY_CACHE, key)
         self._holder = holder
         self._board = Board()
         self._sequence = 0
@@ -103,6 +105,13 @@ class Lease:
         """Hear nothing any more."""
         if self._ear is not None:
             self._ear.close()
+            self._ear = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody was heard to hold it lately."""
+        silent_s = time.monotonic() - self._heard_at
+        return silent_s * 1000 >= limits.LEASE_EXPIRE_MS or not _parse(self._heard).holder
 
     def _hear(self, _subject: bytes, _reply: bytes, _header: bytes, payload: bytes) -> None:
         holder = _parse(payload).holder

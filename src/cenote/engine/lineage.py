@@ -41,6 +41,9 @@ class Lineage:
         self._board = board
         self._identity: SqlIdentity | None = None
         self._head = BEFORE_ALL
+        self._looking = (
+            asyncio.Lock()
+        )  # of two answers the older one may come last, and look as if PostgreSQL went back
 
     async def durable(self, prefix: str, known: str | None) -> str:
         """The name of the durable that a shift must use: the `known` one, unless PostgreSQL may have lost commits since
@@ -72,17 +75,32 @@ class Lineage:
             ConsistencyError: it may have lost what the durable has settled.
             UnavailableError: it cannot be asked, or is a standby.
         """
-        identity, head = await self._core.db.identity(), await self._core.table.head()
-        if self._identity is None:
-            self._identity, self._head = identity, head
-        if identity != self._identity:
-            raise ConsistencyError(f"I11: PostgreSQL is another one: {self._identity} became {identity}")
-        if self._went_back(self._head, head):
-            raise ConsistencyError(f"I11: PostgreSQL has gone back from commit {self._head.number} to {head.number}")
-        self._head = max(self._head, head)
+        async with self._looking:
+            identity, head = await self._core.db.identity(), await self._core.table.head()
+            if self._identity is None:
+                self._identity, self._head = identity, head
+            if identity != self._identity:
+                raise ConsistencyError(f"I11: PostgreSQL is another one: {self._identity} became {identity}")
+            if self._went_back(self._head, head):
+                raise ConsistencyError(
+                    f"I11: PostgreSQL has gone back from commit {self._head.number} to {head.number}"
+                )
+            self._head = max(self._head, head)
 
-    async def keep(self) -> None:
-        """Look again and again; ends, with ConsistencyError, when PostgreSQL is another one. Keep the log bounded."""
+    async def follow(self, durable: str) -> None:
+        """Begin to flush what a durable delivers that another process has named.
+
+        Raises:
+            ConsistencyError: it was named for another PostgreSQL, or another start of it, than answers here.
+            UnavailableError: as `demand`.
+        """
+        await self.demand()
+        if self._identity is None or not flushes_into(durable, self._identity):
+            raise ConsistencyError(f"I11: durable {durable} is not for the PostgreSQL that answers: {self._identity}")
+
+    async def keep(self, *, pruning: bool = True) -> None:
+        """Look again and again; ends, with ConsistencyError, when PostgreSQL is another one. Keep the log bounded, in
+        one process of those that flush."""
         looks = 0
         while True:
             await asyncio.sleep(limits.LEASE_RENEW_MS / 1000)
@@ -90,7 +108,7 @@ class Lineage:
                 await self.demand()
                 self._remember()
                 looks += 1
-                if looks % limits.PRUNE_LOOKS == 0:
+                if pruning and looks % limits.PRUNE_LOOKS == 0:
                     age_s = self._core.config.flush.changes_s
                     await self._core.table.prune(age_s, limits.PRUNE_COMMITS_MAX)
             except ConsistencyError:

@@ -31,7 +31,10 @@ def build(core: Core) -> Machines:
     """Wire the machines of a started core; nothing runs yet."""
     hydrator = Hydrator(core)
     lease = Lease(core.link, core.names, core.writer_id)
-    board = Board(holder=core.writer_id, pid=os.getpid(), host=socket.gethostname(), reads=FORMAT)
+    board = Board(
+        holder=core.writer_id, pid=os.getpid(), host=socket.gethostname(), reads=FORMAT,
+        active_max=core.config.flush.active_max,
+    )  # fmt: skip
     core.volunteer = volunteer(core, lease)
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     return Machines(core, Writer(core, hydrator), Reader(core, hydrator), hydrator, lease, board, flusher)

@@ -152,7 +152,11 @@ async def take_over(core: Core, epoch: int, start: str, seen_sequence: int, last
         await rewind.publish(core)
         raise UnavailableError("the epoch or the server start is another one", tier="DISTRIBUTED_KV")
     high = await core.table.high_water(epoch)
-    if last_sequence < max(seen_sequence, high.sequence if high else 0):
+    known = max(seen_sequence, high.sequence if high else 0)
+    if last_sequence < known:
+        # Bound to this start already, others may flush meanwhile, what was written since the stream was asked included.
+        if newest.incarnation == start and (await core.stream.info()).last_seq >= known:
+            return high
         raise Rewound(epoch, last_sequence + 1, None)
     return high
 

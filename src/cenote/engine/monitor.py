@@ -8,6 +8,7 @@ from cenote import limits
 from cenote.engine.core import reading
 from cenote.engine.lease import Board
 from cenote.engine.machines import Machines
+from cenote.engine.slots import together
 from cenote.errors import CenoteError, UnavailableError
 
 _ANSWER_S = limits.SILENCE_MS_MAX / 1000  # who asks how things are does not want to hang with them
@@ -23,13 +24,14 @@ class Stats:
         sql_rows: rows of `agents.state` (an estimate above 32 MiB); None while PostgreSQL is away.
         dirty_entries: entries that no flusher has acknowledged yet.
         oldest_dirty_ms: how old the oldest write that is not in SQL may be; 0 when none is.
-        avg_flush_ms: mean duration of a flush of the active flusher.
-        lag_ms_p50, lag_ms_p95, lag_ms_p99: KV ack → SQL commit over the last `health.window_s` seconds.
-        violations: writes whose lag exceeded `flush.window_ms` since the active flusher began.
+        avg_flush_ms: mean duration of a flush of the active flushers.
+        lag_ms_p50, lag_ms_p95, lag_ms_p99: KV ack → SQL commit over the last `health.window_s` seconds; of several
+            flushers the highest.
+        violations: writes whose lag exceeded `flush.window_ms` since the active flushers began.
         hits: reads of this process by the tier that answered, and misses.
-        flushed, commits, evicted, quarantined, unknown_formats: of the active flusher since it began.
+        flushed, commits, evicted, quarantined, unknown_formats: of the active flushers since they began.
         expired, collected, blobs_collected: rows of SQL whose time was over, tombstones and large values that left it,
-            of the active flusher since it began.
+            of the active flushers since they began.
         hydrated, writes: of this process since it opened the store.
         sql_commits_lost: commits that PostgreSQL had and then had no more, because it went back in time; 0 is the rule.
         flusher: the process that flushes, "" when none does.
@@ -70,6 +72,7 @@ async def stats(machines: Machines) -> Stats:
         await core.probe_once()
         info = await core.stream.info()
         board = await machines.lease.read()
+        board = board and await together(core, board)
     now_ms = core.now_ms()
     alive = board is not None and board.holder != "" and board.alive(now_ms)
     dirty = core.fullness.backlog

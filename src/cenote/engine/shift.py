@@ -83,7 +83,7 @@ class Shift:
         while True:
             hand.check()
             await self._keep_durable(hand.tenure)
-            self._fill_board(hand)
+            await self._fill_board(hand)
             async with asyncio.timeout(limits.LEASE_EXPIRE_MS / 1000):
                 if not await self._lease.renew(self._board):
                     raise ShiftOver("another process has taken the lease")
@@ -97,9 +97,17 @@ class Shift:
         if not core.announced:
             await announce_mended(core, *tenure.guard, tenure.generation)
 
-    def _fill_board(self, hand: Hand) -> None:
+    async def _fill_board(self, hand: Hand) -> None:
         board = self._board
         board.renewed_ms = self._core.link.server_now_ms()
-        if hand.empty and self._core.fullness.backlog == 0:
+        clean = hand.empty and self._core.fullness.backlog == 0
+        if clean and self._config.active_max > 1:
+            clean = await self._settled(hand.tenure.durable)
+        if clean:
             board.clean_ms = board.renewed_ms
         hand.fill_board()
+
+    async def _settled(self, durable: str) -> bool:
+        """Whether nobody else has anything in hand either, asked after the moment that will be called clean (I8)."""
+        consumer = await self._core.consumer(durable)
+        return consumer is not None and consumer.pending + consumer.ack_pending == 0
