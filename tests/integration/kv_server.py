@@ -44,6 +44,7 @@ class KvServer:
             f'jetstream {{ store_dir: "{directory / "store"}", sync_interval: 200ms, max_file_store: 1TB }}\n'
             f"authorization {{ users: [ {{ user: {USER}, password: {self.password} }} ] }}\n{extra}"
         )
+        self.command: list[str] = [binary()]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,7 +58,7 @@ class KvServer:
 
     def start(self) -> None:
         with open(self.directory / "log", "ab") as log:
-            self._process = subprocess.Popen([binary(), "-c", str(self._config)], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*self.command, "-c", str(self._config)], stdout=log, stderr=log)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
