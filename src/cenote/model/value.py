@@ -180,6 +180,9 @@ def _finished(body: bytes, inexact: bool) -> tuple[str, bytes]:
 
 
 def _undecodable(codec: str, body: bytes, why: str) -> CodecError:
-    error = CodecError(f"stored bytes of codec {codec[:20]!r} cannot be decoded: {why}")
+    error = CodecError(
+        f"stored bytes of codec {codec[:20]!r} cannot be decoded: {why}",
+        hint="they are kept; if a newer cenote wrote them, upgrade this process: pip install --upgrade cenote",
+    )
     error.raw = body
     return error
