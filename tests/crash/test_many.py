@@ -18,6 +18,8 @@ import pytest
 
 import cenote
 from cenote import limits
+from cenote.engine import ear
+from cenote.engine.ear import Ear
 from cenote.engine.evictor import Evictor
 from cenote.engine.lease import Lease
 from cenote.kv import consumer
@@ -39,9 +41,10 @@ BIG = "x" * 16_000
 def the_release(patch: pytest.MonkeyPatch) -> None:
     """Who leaves says nothing: the lease expires."""
 
-    async def silent(self: Lease, *, leaving: bool = False) -> None: ...
+    patch.setattr(Lease, "release", the_silence)
 
-    patch.setattr(Lease, "release", silent)
+
+async def the_silence(self: Lease, *, leaving: bool = False) -> None: ...
 
 
 def the_quick_redelivery(patch: pytest.MonkeyPatch) -> None:
@@ -52,6 +55,12 @@ def the_quick_redelivery(patch: pytest.MonkeyPatch) -> None:
 def the_pressure(patch: pytest.MonkeyPatch) -> None:
     """Entries wait for `state.ttl_s`, however full it is."""
     patch.setattr(Evictor, "_pressed", lambda self, share: False)
+
+
+def the_look(patch: pytest.MonkeyPatch) -> None:
+    """Who is no heir of the lease waits until it is told."""
+    plain = Ear.away_s
+    patch.setattr(Ear, "away_s", lambda self, silent_s: plain(self, silent_s) and 3_600)
 
 
 # --- one hands over to another ------------------------------------------------------------------------------
@@ -78,6 +87,27 @@ async def test_who_leaves_is_followed_at_once_and_who_waits_asks_no_postgresql(c
             await heirs[holder].agent("c").put("k", 1, durability="sql")
             idle = next(one for name, one in heirs.items() if name != holder)
             assert idle._core.db._pool is None
+
+
+@toothed(the_look)
+async def test_i16_where_all_heirs_have_fallen_with_the_holder_others_notice(cenote_servers: TestServers) -> None:
+    """Nobody listens to renewals: those who would hear them are gone, too."""
+    settings = cenote_servers.fresh(**QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ear, "_HEIR_S", 0.0)
+        patch.setattr(ear, "_AWAY_S", 0.5)
+        patch.setattr(Ear, "_called", lambda self, *message: None)
+        patch.setattr(Lease, "release", the_silence)
+        async with cenote.open(**settings) as first, cenote.open(**settings) as second:
+            await reached(lambda: second._machines.lease._ear._all is None, "a process that waits and is no heir")
+            name, _ = await held_by(first)
+            assert first._machines.flusher is not None
+            await first._machines.flusher.stop()
+
+            async def followed() -> bool:
+                return (await held_by(second))[0] != name
+
+            await eventually(followed, "I16: nobody flushes")
 
 
 @pytest.mark.judge

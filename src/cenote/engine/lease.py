@@ -10,6 +10,7 @@ of processes that wait cost next to nothing. What is heard proves nothing; it on
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -17,9 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cenote import limits
+from cenote.engine.ear import Ear
 from cenote.errors import CenoteError, OutcomeUnknownError, UnavailableError
 from cenote.kv.errors import NoSpace, WrongSequence
-from cenote.kv.link import Link, Subscription
+from cenote.kv.link import Link
 from cenote.kv.single import SingleEntry
 from cenote.naming import QUERY_CACHE, Names
 
@@ -83,9 +85,12 @@ class Board:
 
 
 class Lease:
-    """A flusher's lease of one store, as one process sees it; the primary's, unless it is told another key."""
+    """A flusher's lease of one store, as one process sees it; the primary's, unless it is told another key. in_turns:
+    those who wait hear its renewals by turns, see `Ear`."""
 
-    def __init__(self, link: Link, names: Names, holder: str, key: str = PRIMARY_KEY) -> None:
+    def __init__(
+        self, link: Link, names: Names, holder: str, key: str = PRIMARY_KEY, *, in_turns: bool = False
+    ) -> None:
         self._entry = SingleEntry(link, names, QUERY_CACHE, key)
         self._holder = holder
         self._board = Board()
@@ -94,18 +99,17 @@ class Lease:
         self._watched_since = time.monotonic()
         self._heard = b""
         self._heard_at = float("-inf")
-        self._ear: Subscription | None = None
-        self._free = asyncio.Event()
+        self._ear = Ear(self._entry, self._hear, in_turns=in_turns)
+        self._wake = asyncio.Event()
+        self._free = self._away = False
 
     def listen(self) -> None:
         """Hear renewals from now on, so that `pause` can wait for their end."""
-        self._ear = self._entry.listen(self._hear)
+        self._ear.open()
 
     def close(self) -> None:
         """Hear nothing any more."""
-        if self._ear is not None:
-            self._ear.close()
-            self._ear = None
+        self._ear.close()
 
     @property
     def quiet(self) -> bool:
@@ -117,25 +121,33 @@ class Lease:
         holder = _parse(payload).holder
         if holder == self._holder:
             return  # what we hold ourselves, or held until now, need not be waited for
+        away = self._away
         self._heard, self._heard_at = payload, time.monotonic()
-        if not holder:
-            self._free.set()
+        self._free = not holder
+        if self._free or away:
+            self._wake.set()
 
     async def pause(self) -> None:
-        """Wait until a try is worth it: `limits.LEASE_RENEW_MS`, and on for as long as renewals are heard."""
+        """Wait until a try is worth it: `limits.LEASE_RENEW_MS`, and on for as long as renewals are heard, or others
+        hear them."""
         wait_s = limits.LEASE_RENEW_MS / 1000
         while wait_s > 0:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
-                    await self._free.wait()
-                self._free.clear()
+                    await self._wake.wait()
+            self._wake.clear()
+            if self._free:
+                self._free = False
                 await asyncio.sleep(_dice.random() * self._spread_s())
                 return
-            except TimeoutError:
-                silent_s = time.monotonic() - self._heard_at
-                wait_s = limits.LEASE_EXPIRE_MS / 1000 - silent_s
-                if wait_s > 0:
-                    wait_s += _dice.random() * _SPREAD_S
+            wait_s = self._pause_s()
+
+    def _pause_s(self) -> float:
+        silent_s = time.monotonic() - self._heard_at
+        away_s = self._ear.away_s(silent_s)
+        self._away = away_s > 0
+        left_s = limits.LEASE_EXPIRE_MS / 1000 - silent_s
+        return away_s or (left_s + _dice.random() * _SPREAD_S if left_s > 0 else 0)
 
     def _spread_s(self) -> float:
         """Who leaves for good is followed at once. After a shift that failed, one of many tries, a little later: what

@@ -30,7 +30,7 @@ class Machines:
 def build(core: Core) -> Machines:
     """Wire the machines of a started core; nothing runs yet."""
     hydrator = Hydrator(core)
-    lease = Lease(core.link, core.names, core.writer_id)
+    lease = Lease(core.link, core.names, core.writer_id, in_turns=core.owned)
     board = Board(
         holder=core.writer_id, pid=os.getpid(), host=socket.gethostname(), reads=FORMAT,
         active_max=core.config.flush.active_max,

@@ -38,11 +38,12 @@ _log = logging.getLogger("cenote.kv")
 class Subscription:
     """A subscription that survives reconnects; messages sent while there is no connection are missed."""
 
-    def __init__(self, link: "Link", sid: int, subject: str, handler: Handler) -> None:
+    def __init__(self, link: "Link", sid: int, subject: str, handler: Handler, queue: str) -> None:
         self._link = link
         self.sid = sid
         self.subject = subject
         self.handler = handler
+        self.queue = queue
 
     def close(self) -> None:
         self._link._unsubscribe(self)
@@ -143,7 +144,7 @@ class Link:
         self._down.clear()
         road.subscribe(_INBOX_SID, self._inbox + ".*", self._mux.on_message)
         for subscription in self._subscriptions.values():
-            road.subscribe(subscription.sid, subscription.subject, subscription.handler)
+            road.subscribe(subscription.sid, subscription.subject, subscription.handler, subscription.queue)
         try:
             await self._confirm(nc)
         except BaseException:
@@ -341,13 +342,14 @@ class Link:
 
     # --- subscriptions -----------------------------------------------------------------------------
 
-    def subscribe(self, subject: str, handler: Handler) -> Subscription:
-        """`handler(subject, reply, header, payload)` for each message, now and after every reconnect."""
+    def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+        """`handler(subject, reply, header, payload)` for each message, now and after every reconnect. queue: of all
+        subscriptions, of all processes, that name the same one, each message comes to one, by chance."""
         self._sids += 1
-        subscription = Subscription(self, self._sids, subject, handler)
+        subscription = Subscription(self, self._sids, subject, handler, queue)
         self._subscriptions[subscription.sid] = subscription
         if self._connection is not None and not self._down.is_set():
-            self._connection.road.subscribe(subscription.sid, subject, handler)
+            self._connection.road.subscribe(subscription.sid, subject, handler, queue)
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:

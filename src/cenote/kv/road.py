@@ -38,7 +38,8 @@ class Road(Protocol):
     def buffered(self) -> int:
         """How many bytes wait for the socket."""
 
-    def subscribe(self, sid: int, subject: str, handler: Handler) -> None: ...
+    def subscribe(self, sid: int, subject: str, handler: Handler, queue: str = "") -> None:
+        """queue: of all subscriptions that name the same one, each message comes to one."""
 
     def unsubscribe(self, sid: int) -> None: ...
 
@@ -56,9 +57,9 @@ class FastRoad:
         self.buffered = transport.get_write_buffer_size
         self.abort = transport.abort
 
-    def subscribe(self, sid: int, subject: str, handler: Handler) -> None:
+    def subscribe(self, sid: int, subject: str, handler: Handler, queue: str = "") -> None:
         self._handlers[sid] = handler
-        self.write(b"SUB %s %d\r\n" % (subject.encode(), sid))
+        self.write(b"SUB %s %s %d\r\n" % (subject.encode(), queue.encode(), sid))
 
     def unsubscribe(self, sid: int) -> None:
         if self._handlers.pop(sid, None):
@@ -83,13 +84,13 @@ class PublicRoad:
     def buffered(self) -> int:
         return self._queued_bytes
 
-    def subscribe(self, sid: int, subject: str, handler: Handler) -> None:
+    def subscribe(self, sid: int, subject: str, handler: Handler, queue: str = "") -> None:
         async def work() -> None:
             async def deliver(message: Msg) -> None:
                 reply, header = message.reply.encode(), header_block(message.headers)
                 handler(message.subject.encode(), reply, header, message.data)
 
-            self._subscriptions[sid] = await self._nc.subscribe(subject, cb=deliver)
+            self._subscriptions[sid] = await self._nc.subscribe(subject, queue, cb=deliver)
 
         self._later(work)
 

@@ -23,9 +23,10 @@ class SingleEntry:
         body = {"last_by_subj": self._subject.decode("ascii")}
         return await leader_get(self._link, self._stream, body, _TIMEOUT_MS)
 
-    def listen(self, handler: Handler) -> Subscription:
-        """Hear each write as it is published, the refused ones, too; at most once, and nothing of the past."""
-        return self._link.subscribe(self._subject.decode("ascii"), handler)
+    def listen(self, handler: Handler, queue: str = "") -> Subscription:
+        """Hear each write as it is published, the refused ones, too; at most once, and nothing of the past. queue: of
+        all who name the same one, each write comes to one."""
+        return self._link.subscribe(self._subject.decode("ascii"), handler, queue)
 
     async def write(self, payload: bytes, *, expected: int) -> int:
         """Replace the entry whose sequence is `expected` (0: there is none); the new sequence.
