@@ -110,11 +110,15 @@ class Sleeper:
 
     async def woken(self) -> dict[str, Any]:
         """Let it go on, and do its worst; what it tells of that."""
-        assert self.child.stdin is not None
         self.child.send_signal(signal.SIGCONT)
+        return await self.tells()
+
+    async def tells(self) -> dict[str, Any]:
+        """What it has warned of once it had its time."""
+        assert self.child.stdin is not None
         self.child.stdin.write(b"\n")
         async with asyncio.timeout(30):
-            return await self.heard("commits")
+            return await self.heard("log")
 
 
 @asynccontextmanager
@@ -175,15 +179,14 @@ async def _sleep(order: dict[str, Any], kept: _Kept) -> None:
             points.armed = False
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    async with cenote.open(**order["settings"]) as store:
+    async with cenote.open(**order["settings"]):
         _say(open=True)
         await asyncio.to_thread(sys.stdin.readline)
         points.hook, points.armed = freeze, True
         _say(armed=True)
-        await asyncio.to_thread(sys.stdin.readline)
-        await asyncio.sleep(WORST_S)
-        _say(commits=store._core.counts.commits, log=kept.lines)
-        await asyncio.to_thread(sys.stdin.readline)  # it lives until it is ended
+        while await asyncio.to_thread(sys.stdin.readline):
+            await asyncio.sleep(WORST_S)
+            _say(log=kept.lines)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ is their sleep; each test runs again without the rule that it is about."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,16 @@ from kv_past import past
 from rewinds import Arena
 
 import cenote
+from cenote.engine import core, machines
+from cenote.engine.adoption import Ground
 from cenote.engine.barrier import Barrier
+from cenote.engine.formats import raise_format
 from cenote.engine.lineage import Lineage
+from cenote.model import entry
+from cenote.sql import migrate
 from cenote.store import Store
 from cenote.testing import TestServers
-from witness import Tables, another, demand, evict_all, reached, toothed
+from witness import Tables, another, demand, eventually, evict_all, in_kv, reached, toothed
 
 AGENT = "frozen"
 QUICK = {"flush__drain_ms": 0}
@@ -68,6 +73,12 @@ def the_mark_of_the_database(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lineage, "durable", durable)
     patch.setattr(Lineage, "demand", nothing)
     patch.setattr(Barrier, "_of_this_database", nothing)
+
+
+def the_range_of_schemas(patch: pytest.MonkeyPatch) -> None:
+    """Who flushes does not ask whether it knows the schema."""
+    where = "WHERE name = 'schema_min_reader'"
+    patch.setattr(frozen, "replaced", [(where, f"{where} UNION SELECT '0' ORDER BY 1 LIMIT 1")])
 
 
 # --- what the tests do ----------------------------------------------------------------------------------------
@@ -207,9 +218,9 @@ async def test_woken_after_another_epoch_began(stage: str, cenote_servers: TestS
     """The bucket was deleted, and is another one; no connection broke."""
 
     async def act(scene: Scene) -> None:
-        core = scene.heir._core
-        await core.link.api(f"STREAM.DELETE.{core.stream.name}")
-        await reached(lambda: core.epochs.newest == 2, "the next epoch")
+        theirs = scene.heir._core
+        await theirs.link.api(f"STREAM.DELETE.{theirs.stream.name}")
+        await reached(lambda: theirs.epochs.newest == 2, "the next epoch")
         await scene.taken_over()
         await scene.write_newer("k")
         await scene.wake()
@@ -246,3 +257,53 @@ async def test_woken_with_a_commit_that_postgresql_lost(arena: Arena) -> None:
         await scene.judge({"k": "newer", "gone": None, "only": "in hand"})
 
     await play(arena.settings(state__ttl_s=600), COMMITTED, act, remember=arena.image_sql)
+
+
+@contextmanager
+def newer() -> Iterator[None]:
+    """This process is of the next version: it reads and writes one more format of entries."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (entry, core, machines):
+            patch.setattr(module, "FORMAT", 2)
+        patch.setitem(entry._HEADS, 2, b"Cenote: 2;")
+        patch.setattr(entry, "_READ", entry._READ | {"2"})
+        yield
+
+
+@contextmanager
+def one_more_migration() -> Iterator[None]:
+    """And one more migration, after which the version before cannot use the schema."""
+    ours = migrate.known()
+    head = ours[-1].number + 1
+    text = "ALTER TABLE {agents}.state ADD COLUMN later integer NOT NULL DEFAULT 0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "known", lambda: (*ours, migrate.Migration(head, "later", "post", head, text)))
+        yield
+
+
+@pytest.mark.judge
+@toothed(the_fence, the_range_of_schemas)
+async def test_woken_after_an_upgrade(cenote_servers: TestServers) -> None:
+    """Format and schema are of the next version; its statement, of this one, arrives after that. Then nobody else is
+    left to flush: it does not, and says why."""
+
+    async def act(scene: Scene) -> None:
+        heir, sleeper = scene.heir, scene.sleeper
+        await scene.taken_over()
+        with one_more_migration():
+            assert await migrate.migrate(heir._core.db, "auto")
+            assert await raise_format(Ground(heir._core.link, heir._core.table, heir._core.config)) == 2
+            await reached(lambda: heir._core.format == 2, "the next format")
+            await scene.write_newer("k")
+            assert b"Cenote: 2;" in (await in_kv(heir.agent(AGENT), "k") or pytest.fail("not there")).header
+            await scene.wake()
+            await scene.judge({"k": "newer", "gone": None, "only": "in hand"})
+            await heir.aclose()
+
+            async def refused() -> bool:
+                return any("too new" in line for line in (await sleeper.tells())["log"])
+
+            await eventually(refused, "I17: an old process flushes into a schema that it does not know")
+
+    with newer():
+        await play(cenote_servers.by_url(**QUICK), SENT, act)

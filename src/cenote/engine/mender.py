@@ -28,6 +28,7 @@ from cenote.kv.bucket import StreamInfo
 from cenote.kv.message import Message
 from cenote.model import key as keys
 from cenote.model.entry import Stored, Version
+from cenote.sql.migrate import migrate
 from cenote.sql.rows import Guard, HighWater, SqlVersion
 
 log = logging.getLogger("cenote.engine")
@@ -56,13 +57,11 @@ class Mender:
             UnavailableError: a server went away, or the connection is another one: begin anew.
         """
         core, mended = self._core, 0
-        page: dict[Place, Message] = {}
+        page: dict[str, Message] = {}
         async for message in core.live(core.stream.prefix + ">"):
             if message.sequence <= self._high.sequence and message.time_us > self._high.kv_time_us:
                 await self._disagrees(message)
-            place = self._place(message.subject)
-            if place is not None:
-                page[place] = message
+            page[message.subject] = message
             if len(page) >= _PAGE_KEYS:
                 mended += await self._compare(page)
                 page = {}
@@ -80,13 +79,20 @@ class Mender:
         except CodecError:
             return None  # our own entries, or foreign subjects: SQL has no row of them
 
-    async def _compare(self, page: dict[Place, Message]) -> int:
-        if not page:
+    async def _compare(self, page: dict[str, Message]) -> int:
+        """SQL compares; in KV's favour nothing more is looked at than an entry's version."""
+        ours: list[Message] = []
+        columns: list[tuple[UUID, str, int, int]] = []
+        for subject, message in page.items():
+            place = self._place(subject)
+            if place is not None:
+                ours.append(message)
+                columns.append((*place, *entries.version_of(message, self._core.epochs)))
+        if not ours:
             return 0
-        rows = await self._core.table.versions(page)
         behind = []
-        for place, held in rows.items():
-            message = page[place]
+        for index, held in await self._core.table.newer(*zip(*columns, strict=True)):
+            message = ours[index]
             if await self._is_behind(entries.listed(message, self._core.epochs), message, held):
                 behind.append(message.subject)
         return sum(await asyncio.gather(*(self._mend(subject) for subject in behind)))
@@ -145,8 +151,10 @@ async def take_over(core: Core, epoch: int, start: str, seen_sequence: int, last
 
     Raises:
         Rewound: the stream ends below what was flushed or seen.
+        SetupError: the schema is too new for this process (flow rule 22).
         UnavailableError: the epoch is another one by now; it has been learnt.
     """
+    await migrate(core.db, "check")
     newest = await belongs(core.table, core.epochs, core.stream)
     if newest.epoch != epoch or not await core.table.set_incarnation(epoch, newest.incarnation or "", start):
         await rewind.publish(core)

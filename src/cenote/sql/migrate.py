@@ -3,7 +3,8 @@
 `agents.migrations` is authoritative for what a database has; the files for what it should have. Any number
 of processes may migrate at once: each file is applied under an advisory lock, after looking again. An older
 process may use a newer schema as long as `agents.meta` says that its head is not below `schema_min_reader`
-(rolling upgrades).
+(rolling upgrades). A migration that raises it takes the guard from whoever flushes: each has to begin anew, where it is
+asked whether it knows the schema.
 
 A file begins with `-- phase: pre` (before the new code runs, the old code must live with it) or `-- phase:
 post` (once no old process is left), and with `-- min_reader: n`: the lowest head whose code can use the
@@ -126,7 +127,7 @@ def print_sql(names: Names, *, after: int = 0) -> str:
         record = queries["record_migration"].replace("$1, $2, $3, $4", values)
         reader = queries["raise_min_reader"].replace("$1", f"'{m.min_reader}'")
         parts += [f"-- {m.number:04}_{m.name}.sql", placed(m.text, names), f"{record};", f"{reader};"]
-    return "\n\n".join([*parts, "COMMIT;"]) + "\n"
+    return "\n\n".join([*parts, f"{queries['unbind_flushes']};", "COMMIT;"]) + "\n"
 
 
 async def _applied(db: Database) -> dict[int, str]:
@@ -174,7 +175,8 @@ async def _apply(db: Database, migration: Migration) -> bool:
             migration.phase,
             migration.sha256,
         )
-        await tx.execute(db.queries["raise_min_reader"], str(migration.min_reader))
+        if await tx.fetchval(db.queries["raise_min_reader"], str(migration.min_reader)):
+            await tx.execute(db.queries["unbind_flushes"])
         return True
 
     return await transact(db, run, isolation=Isolation.READ_COMMITTED)

@@ -43,10 +43,16 @@ INSERT INTO {agents}.migrations (number, name, phase, sha256) VALUES ($1, $2, $3
 SELECT value FROM {agents}.meta WHERE name = 'schema_min_reader'
 
 -- name: raise_min_reader
--- why: never lowered.
+-- why: never lowered; answers only when it was raised.
 -- index: meta_pkey
 INSERT INTO {agents}.meta AS m (name, value) VALUES ('schema_min_reader', $1)
-ON CONFLICT (name) DO UPDATE SET value = greatest(m.value::int, excluded.value::int)::text
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE m.value::int < excluded.value::int
+RETURNING true
+
+-- name: unbind_flushes
+-- why: whoever flushes finds no guard, and begins anew if it knows the schema.
+-- index: epochs_pkey
+UPDATE {agents}.epochs SET incarnation = '' WHERE epoch = (SELECT max(epoch) FROM {agents}.epochs)
 
 -- name: format_min_reader
 -- why: what writers may use: every process of the store reads up to this format (flow rule 22).
