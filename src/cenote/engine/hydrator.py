@@ -19,6 +19,7 @@ from cenote.engine.fullness import BRIM_SHARE
 from cenote.engine.waiting import until_mended
 from cenote.errors import BackpressureError, OutcomeUnknownError, UnavailableError
 from cenote.kv.errors import WrongSequence
+from cenote.kv.mux import Reply
 from cenote.kv.stream import sequence_of
 from cenote.model import key as keys
 from cenote.model.entry import Stored
@@ -73,19 +74,25 @@ class Hydrator:
             await points.hit("hydrate.read")
         if core.link.generation != generation:
             return None
-        self._copies += 1
-        copy = stored._replace(clean=True, t0_ms=t0_ms, op=f"{core.writer_id}-h.{self._copies:x}")
-        header = entries.clean_header(stored, t0_ms, copy.op, core.format)
-        body = b"" if stored.deleted else stored.body
-        timeout_ms = core.config.kv.request_timeout_ms
+        op = self._operation()
         try:
-            sequence = sequence_of(await core.stream.publish_nowait(wire, header, body, timeout_ms, over))
+            sequence = sequence_of(await self._send(wire, stored, op, t0_ms, over))
         except WrongSequence:
             return None
         core.counts.hydrated += not stored.deleted
         if points.armed:
             await points.hit("hydrate.installed")
-        return copy._replace(sequence=sequence)
+        return stored._replace(sequence=sequence, clean=True, t0_ms=t0_ms, op=op)
+
+    def _operation(self) -> str:
+        self._copies += 1
+        return f"{self._core.writer_id}-h.{self._copies:x}"
+
+    def _send(self, wire: bytes, stored: Stored, op: str, t0_ms: int, over: int) -> asyncio.Future[Reply]:
+        core = self._core
+        header = entries.clean_header(stored, t0_ms, op, core.format)
+        body = b"" if stored.deleted else stored.body
+        return core.stream.publish_nowait(wire, header, body, core.config.kv.request_timeout_ms, over)
 
     async def offer(self, wire: bytes, stored: Stored, *, t0_ms: int, over: int, generation: int) -> None:
         """Try to make a read's next one quicker; that it cannot be done never fails the read (flow rule 17)."""
@@ -132,9 +139,37 @@ class Hydrator:
             brought += await self._install_all(window, t0_ms, generation)
 
     async def _install_all(self, window: list[tuple[bytes, Stored]], t0_ms: int, generation: int) -> Counter[str]:
-        """Publish clean copies at once: as many as the connection's write buffer surely takes."""
-        installs = [self.install(wire, stored, t0_ms=t0_ms, over=0, generation=generation) for wire, stored in window]
-        with reading():
-            copies = await asyncio.gather(*installs)
-        new = [copy for copy in copies if copy is not None]
-        return Counter(keys=len(new), bytes=sum(len(stored.body) for stored in new))
+        """Publish clean copies at once: as many as the connection's write buffer surely takes. A task for each, with
+        `install`, would cost as much as all the rest."""
+        core = self._core
+        brought: Counter[str] = Counter()
+        answers: list[asyncio.Future[Reply]] = []
+        try:
+            for wire, stored in window:
+                if points.armed:
+                    await points.hit("hydrate.read")
+                if core.link.generation != generation:
+                    break
+                answers.append(self._send(wire, stored, self._operation(), t0_ms, 0))
+            # Answers come in the order of the questions: whoever awaits them in turn is woken up once for many.
+            for (_, stored), answer in zip(window, answers, strict=False):
+                if await _accepted(answer):
+                    core.counts.hydrated += 1
+                    brought["keys"] += 1
+                    brought["bytes"] += len(stored.body)
+                    if points.armed:
+                        await points.hit("hydrate.installed")
+        finally:
+            for answer in answers:
+                if not answer.cancel() and not answer.cancelled():
+                    answer.exception()  # told to nobody: the first one was raised
+        return brought
+
+
+async def _accepted(answer: asyncio.Future[Reply]) -> bool:
+    with reading():
+        try:
+            sequence_of(await answer)
+        except WrongSequence:
+            return False  # someone was faster
+    return True
