@@ -71,6 +71,14 @@ def listed(message: Message, epochs: Epochs) -> Stored:
         )  # fmt: skip
 
 
+def version_of(message: Message, epochs: Epochs) -> Version:
+    """The version that `listed` finds, for who looks at very many entries: only that of a copy is taken apart."""
+    line = header_value(message.header, _NAME)
+    if line is None or line.endswith(b";"):  # no mark of a copy
+        return Version(epochs.at(message.time_us), message.sequence)
+    return listed(message, epochs).version
+
+
 def believed(stored: Stored, message: Message) -> bool:
     """Whether a KV entry may be believed: a clean copy whose hydration took the minimum eviction age or longer may
     hide a newer write that came, was flushed and was evicted meanwhile (I10; flow F-t0)."""

@@ -104,6 +104,13 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, GarbageTa
         )
         return {(row[0], row[1]): SqlVersion(row[2], row[3], row[4]) for row in rows}
 
+    async def newer(
+        self, agent_ids: Sequence[UUID], keys: Sequence[str], epochs: Sequence[int], versions: Sequence[int]
+    ) -> list[tuple[int, SqlVersion]]:
+        """Of these entries those that SQL holds newer: their index, and what SQL holds."""
+        columns = (agent_ids, _joined(keys, _KEY_END), _array(epochs), _array(versions))
+        return [(row[0] - 1, SqlVersion(*row[1:])) for row in await self.db.fetch(self.db.queries["newer"], *columns)]
+
     async def newer_than(
         self, epoch: int, version: int, agent_id: UUID | None, page: int
     ) -> AsyncIterator[tuple[str | None, Row]]:

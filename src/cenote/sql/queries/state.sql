@@ -113,6 +113,16 @@ SELECT s.agent_id, s.key, s.epoch, s.version, (extract(epoch FROM s.kv_time) * 1
   FROM unnest($1::uuid[], $2::text[]) AS u (a, k)
   JOIN {agents}.state AS s ON s.agent_id = u.a AND s.key = u.k
 
+-- name: newer
+-- why: of many entries of KV those that SQL has newer, seldom any (rule 4): the comparison costs a client least where
+-- why: the rows are. Columns travel as in `flush`.
+-- index: state_pkey
+SELECT u.n, s.epoch, s.version, (extract(epoch FROM s.kv_time) * 1000000)::bigint AS kv_time_us
+  FROM unnest($1::uuid[], string_to_array($2::text, E'\x1A|'), $3::text::bigint[], $4::text::bigint[])
+       WITH ORDINALITY AS u (a, k, e, r, n)
+  JOIN {agents}.state AS s ON s.agent_id = u.a AND s.key = u.k
+ WHERE (s.epoch, s.version) > (u.e, u.r)
+
 -- name: count_rows
 -- why: exact while that is cheap, else what the last vacuum or analyze found.
 -- index: none
