@@ -102,7 +102,7 @@ class Cluster:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.password = secrets.token_hex(8)
+        self.password = f"p{secrets.token_hex(8)}"  # nats.conf takes a bare 7 for a number
         self.nodes: list[Node] = []
         self.gates: list[Gate] = []
 

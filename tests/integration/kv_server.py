@@ -37,7 +37,7 @@ class KvServer:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.directory = directory
-        self.password = secrets.token_hex(8)
+        self.password = f"p{secrets.token_hex(8)}"  # nats.conf takes a bare 7 for a number
         self._config = directory / "nats.conf"
         self._config.write_text(
             f'listen: "127.0.0.1:{self.port}"\nserver_name: test\n'

@@ -90,6 +90,18 @@ async def test_versions_of_many_keys(table: StateTable, db: Database) -> None:
     assert await table.versions([]) == {}
 
 
+async def test_of_many_entries_those_that_sql_has_newer(table: StateTable, db: Database) -> None:
+    """What is as new, or newer, or not in SQL at all, is not told."""
+    agent, _ = await _filled(table, db)
+    asked = [
+        (agent, "a", 1, 1), (agent, "a/c", 1, 2), (agent, "a/c", 1, 4), (agent, "a/c", 0, 99), (agent, "a/c", 2, 1),
+        (agent, "absent", 0, 0), (uuid4(), "a", 0, 0),
+    ]  # fmt: skip
+    agents, keys, epochs, versions = zip(*asked, strict=True)
+    newer = (1, 3, NOW_US + 3)
+    assert sorted(await table.newer(agents, keys, epochs, versions)) == [(1, newer), (3, newer)]
+
+
 async def test_newer_than_pages_through_one_agent_or_all(table: StateTable, db: Database) -> None:
     agent, _ = await _filled(table, db)
     await table.register([(agent, "scout")])

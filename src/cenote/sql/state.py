@@ -107,7 +107,7 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, GarbageTa
     async def newer(
         self, agent_ids: Sequence[UUID], keys: Sequence[str], epochs: Sequence[int], versions: Sequence[int]
     ) -> list[tuple[int, SqlVersion]]:
-        """Of these entries those that SQL holds newer: their index, and what SQL holds."""
+        """Of these entries those that SQL holds newer, in no order: their index, and what SQL holds."""
         columns = (agent_ids, _joined(keys, _KEY_END), _array(epochs), _array(versions))
         return [(row[0] - 1, SqlVersion(*row[1:])) for row in await self.db.fetch(self.db.queries["newer"], *columns)]
 
