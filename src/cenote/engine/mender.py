@@ -132,6 +132,8 @@ class Mender:
                     target.wire, entries.from_row(row), t0_ms=t0_ms, over=message.sequence, generation=self._generation
                 )
                 if copy is not None:
+                    if points.armed:
+                        await points.hit("mend.replaced")
                     return True
 
     def _same_connection(self) -> None:
@@ -159,6 +161,8 @@ async def take_over(core: Core, epoch: int, start: str, seen_sequence: int, last
     if newest.epoch != epoch or not await core.table.set_incarnation(epoch, newest.incarnation or "", start):
         await rewind.publish(core)
         raise UnavailableError("the epoch or the server start is another one", tier="DISTRIBUTED_KV")
+    if points.armed:
+        await points.hit("mend.bound")
     high = await core.table.high_water(epoch)
     known = max(seen_sequence, high.sequence if high else 0)
     if last_sequence < known:

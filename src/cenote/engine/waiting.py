@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 
-from cenote import limits
+from cenote import limits, points
 from cenote.engine.core import Core
 from cenote.engine.epoch import MENDED_KEY
 from cenote.engine.incarnation import mended_mark
@@ -25,7 +25,11 @@ async def announce_mended(core: Core, epoch: int, start: str, generation: int) -
     """Tell every process that KV, over this connection, holds nothing older than SQL."""
     if core.link.generation != generation:
         raise UnavailableError("the connection was replaced before the announcement", tier="DISTRIBUTED_KV")
+    if points.armed:
+        await points.hit("mend.done")
     await core.stream.update_metadata({MENDED_KEY: mended_mark(epoch, start)})
+    if points.armed:
+        await points.hit("mend.announced")
     if core.epochs.newest == epoch:
         core.mended, core.announced = generation, True
 
