@@ -26,6 +26,7 @@ from witness import demand, reached, tables, toothed
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
 from kv_past import past
+from test_several_flushers import only_beside
 
 pytestmark = pytest.mark.judge
 
@@ -162,7 +163,7 @@ async def test_nobody_follows_into_another_postgresql(arena: Arena) -> None:
         first._core.db.identity = slowly  # type: ignore[method-assign]  # one store's, not the class's
         await asyncio.to_thread(arena.pg.stop)
         await asyncio.to_thread(arena.pg.start)
-        async with cenote.open(**settings) as second:
+        async with cenote.open(**settings, flush__enabled=False) as second, only_beside(second):
             for number in range(50):
                 await second.agent("b").put_many({f"k{key}": number for key in range(20)})
                 demand(second._core.counts.delivered == 0, "rule 5: settled what a durable of another PostgreSQL gave")

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from kv_past import again, past
 import cenote
 from cenote.engine import seconds
 from cenote.engine.core import Core
+from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board
+from cenote.engine.seconds import Seconds
 from cenote.engine.slots import beside
+from cenote.kv.message import Message
 from cenote.sql.loader import Queries
 from cenote.store import Store
 from cenote.testing import TestServers
@@ -112,15 +116,16 @@ async def test_f_gen_no_second_flushes_before_the_comparison(cenote_servers: Tes
     with past(tmp_path, cenote_servers) as kv:
         async with kv.open(**TWO) as first:
             await first.agent("a").put("k", 0, durability="sql")
-            go_on, versions = asyncio.Event(), first._core.table.versions
+            go_on, live = asyncio.Event(), first._core.live
 
-            async def slowly(*arguments: Any) -> Any:
+            async def slowly(*arguments: Any) -> AsyncIterator[Message]:
                 await go_on.wait()
-                return await versions(*arguments)
+                async for message in live(*arguments):
+                    yield message
 
-            async with kv.open(**TWO) as second:
+            async with kv.open(**TWO, flush__enabled=False) as second, only_beside(second):
                 await reached(lambda: second._core.durability.hurry, "a second flusher")
-                first._core.table.versions = slowly  # type: ignore[method-assign]  # one store's, not the class's
+                first._core.live = slowly  # type: ignore[method-assign]  # one store's, not the class's
                 generations = [one._core.link.generation for one in (first, second)]
                 await asyncio.to_thread(kv.server.kill)
                 kv.server.start()
@@ -179,6 +184,18 @@ async def both_flush(one: Store, other: Store) -> None:
         return all(store._core.counts.flushed > was for store, was in zip((one, other), before, strict=True))
 
     await reached(flushed, "rows flushed by both")
+
+
+@asynccontextmanager
+async def only_beside(store: Store) -> AsyncIterator[None]:
+    """Flushes beside the primary, and never comes to be the primary, however long that takes to renew its lease."""
+    machines = store._machines
+    flushers = Seconds(machines.core, machines.board, LagWindow(30, 200))
+    flushers.start()
+    try:
+        yield
+    finally:
+        await flushers.stop()
 
 
 async def slot_boards(store: Store) -> list[Board]:
