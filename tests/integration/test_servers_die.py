@@ -302,11 +302,15 @@ async def test_s18_a_full_disk_refuses_and_loses_nothing(cenote_servers: TestSer
                 kinds = (cenote.BackpressureError, cenote.OutcomeUnknownError)
                 demand(all(isinstance(error, kinds) for error in refused), f"I13: not typed: {refused}")
                 demand(all(error.hint for error in refused), f"I13: nobody is told what to do: {refused}")
-                await all_there(agent, acked, "before")
+                await all_there(agent, acked, "while the disk is full")
             kv.kill()
+            # Room again: on a full disk even the word that KV has been compared (F-wait) may find none.
+            grow = [*prefix, "mount", "-o", "remount,size=64m", str(tmp_path / "store")]
+            await asyncio.to_thread(subprocess.run, grow, check=True)
             await asyncio.to_thread(kv.start)
-            async with cenote.open(**settings) as store:
+            async with cenote.open(**settings, kv__deadline_ms=60_000) as store:
                 await all_there(store.agent("s18"), acked, "after kill -9 and a start")
+                await store.agent("s18").put("after", 1)
         finally:
             kv.stop()
 
@@ -314,7 +318,7 @@ async def test_s18_a_full_disk_refuses_and_loses_nothing(cenote_servers: TestSer
 async def all_there(agent: AgentState, acked: dict[str, str], when: str) -> None:
     """I1: everything that was acknowledged is read."""
     lost = [key for key, value in acked.items() if await agent.get(key) != value]
-    demand(not lost, f"I1: {len(lost)} of {len(acked)} are lost {when} the restart of a full NATS")
+    demand(not lost, f"I1: {len(lost)} of {len(acked)} are lost {when}")
 
 
 @pytest.mark.judge
