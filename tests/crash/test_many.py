@@ -32,6 +32,7 @@ HAND_OVER_S = 2.0  # design 1
 CONNECTIONS_MAX = 20
 BATCH_ROWS_MIN = 40
 IDLE_SHARE_MAX = 0.005
+RATE = float(os.environ.get("MANY_RATE", "5"))  # design 1 says 20, which needs more than two processors
 BIG = "x" * 16_000
 
 
@@ -200,15 +201,15 @@ async def test_i11_a_frozen_flusher_does_not_pin_the_floor_for_ever(
 @pytest.mark.judge
 @pytest.mark.skipif(sys.platform != "linux", reason="the cost of a process is read from /proc")
 async def test_two_hundred_processes_share_one_store(cenote_servers: TestServers, tmp_path: Path) -> None:
-    """Idle for 20 s, then 5 writes a second each for 60 s; in their midst the flusher is killed.
+    """Idle for 20 s, then `MANY_RATE` writes a second each for 60 s; in their midst the flusher is killed.
 
-    Two processors are full at 8 writes a second each (1,600 in all, by 200 interpreters): beyond that the flusher, one
-    process of 200, gets a two-hundredth of them, and whatever is measured is the scheduler.
+    Two processors carry no 20: nats-py alone in 200 processes, flushing nothing, fills them at 13 each. Beyond what
+    they carry the flusher, one process of 200, gets a two-hundredth of them, and whatever is measured is the scheduler.
     """
     settings = portable(cenote_servers.fresh())
     count, seconds, told = 200, 60, {}
     async with cenote.open(**settings, flush__enabled=False) as store, tables(cenote_servers, store) as sql:
-        with running(settings, tmp_path, count=count, seconds=seconds, rate=5, apart_s=0.08) as herd:
+        with running(settings, tmp_path, count=count, seconds=seconds, rate=RATE, apart_s=0.08) as herd:
             async with counted(sql) as connections:
                 await herd.opened(180)  # they share two processors
                 idle = await idle_shares(herd.pids(), (await held_by(store))[1])
@@ -230,7 +231,7 @@ async def test_two_hundred_processes_share_one_store(cenote_servers: TestServers
         told["connections"] = f"at most {max(connections)} in {len(connections)} looks"
         told["acked"] = f"{acked}, {acked / seconds:.0f}/s"
     print(f"{count} processes, {dead} killed:", told)
-    assert acked > count * seconds, "hardly anything was written"
+    assert acked > count * seconds * RATE / 2, "hardly anything was written"
     demand(max(connections) <= CONNECTIONS_MAX, f"I15: {max(connections)} connections to PostgreSQL")
     demand(sum(idle) / len(idle) <= IDLE_SHARE_MAX, f"idle processes cost {told['idle CPU']}")
     demand(min(batches) >= BATCH_ROWS_MIN, f"flushes are small: {told['batch']}")
