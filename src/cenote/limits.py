@@ -24,9 +24,14 @@ INLINE_BYTES_MAX: Final = 512 * KIB  # largest body inside one KV entry, after c
 VALUE_BYTES_MAX: Final = 64 * MIB  # largest encoded value, before compression
 JSONB_BYTES_MAX: Final = 16 * MIB  # larger ones are in SQL as bytes only; jsonb ends at 256 MiB, 6 for 1 of `0,0,`
 PAYLOAD_BYTES_MAX: Final = MIB  # nats-server's default max_payload, headers included
+ACTOR_CHARS_MAX: Final = 64  # longest name of an actor in a clock or a merging value
+ACTOR_PLACES_MAX: Final = 16_384  # keys for which one process remembers its name in the merging value there
+CLOCK_ACTORS_MAX: Final = 1_024  # actors of one vector clock
+CLOCK_NUMBER_MAX: Final = 2**53 - 1  # largest number in a clock: what every reader of JSON holds exactly
 TTL_S_MAX: Final = 100 * 365 * 86_400  # longest per-entry time to live: a century
 
 # --- time ----------------------------------------------------------------------------------------------------
+CLOCK_DRIFT_MS_MAX: Final = 60_000  # a hybrid clock that is further ahead of ours is refused, not followed
 EVICT_AGE_MIN_MS: Final = 2_000
 """No eviction removes an entry younger than this, and a clean copy whose hydration took as long is not
 believed (flow rule 7). One constant for all processes: were it a setting, two processes could disagree."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
+from importlib import import_module
 from typing import Any, Final, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -31,6 +32,7 @@ _INT_END: Final = 10**limits.INT_DIGITS_MAX
 _NOT_UTF8: Final = re.compile("[\ud800-\udfff]")
 _NOT_IN_JSONB: Final = re.compile("[\x00\ud800-\udfff]")
 _IDENTIFIER: Final = re.compile(r"[^\W\d]\w*", re.ASCII)
+_MERGING: Final = "cenote.model.merging."
 _BASES: Final = (
     bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset,
     date, time, timedelta, tzinfo, Decimal, UUID, Enum, type,
@@ -102,6 +104,8 @@ class _Tagging:
         return {"$dict": plain} if len(plain) == 1 and pairs[0][0].startswith("$") else plain
 
     def _object(self, value: Any, path: Path, room: int) -> Any:
+        if getattr(type(value), "__module__", "").startswith(_MERGING):
+            return self._merging(value, path, room - 4)  # tag, body, column, row
         parts = None
         try:
             if not isinstance(value, _BASES):
@@ -115,6 +119,11 @@ class _Tagging:
         if isinstance(parts, objects.Root):
             return self.plain(parts.value, path, room)
         return _reject(path, f"{_type_name(value)} is not among the types that can be stored")
+
+    def _merging(self, value: Any, path: Path, room: int) -> Any:
+        if room < 0:
+            _reject(path, f"nested deeper than {limits.VALUE_DEPTH_MAX}")
+        return _wire().write(value, lambda item: self.plain(item, (path, "{}"), room))
 
 
 def untag(value: Any) -> Any:
@@ -255,6 +264,18 @@ _SCALARS: Final[dict[type, tuple[str, Callable[[Any, Path], Any]]]] = {
     Decimal: ("$decimal", _write_decimal),
     UUID: ("$uuid", lambda uuid, path: str(uuid)),
 }
+SCALAR_TYPES: Final = tuple(_SCALARS)
+
+
+def _wire() -> Any:
+    """The forms of merging values, imported when one is met."""
+    return import_module("cenote.model.merging.wire")
+
+
+def _reader_of(kind: str) -> Callable[[Any], Any]:
+    return lambda body: _wire().read(kind, body)
+
+
 _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$tuple": lambda items: tuple(untag(items)),
     "$set": lambda items: set(untag(items)),
@@ -269,6 +290,8 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$decimal": Decimal,
     "$uuid": UUID,
 }
+for _kind in ("appendlog", "gcounter", "gset", "lwwregister", "mvregister", "ormap", "orset", "pncounter"):
+    _READERS[f"${_kind}"] = _reader_of(_kind)
 
 # --- refusing --------------------------------------------------------------------------------------------------
 
