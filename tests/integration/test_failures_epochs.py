@@ -9,6 +9,7 @@ import pytest
 from kv_past import again, nobody_flushes, past
 
 import cenote
+from cenote import limits
 from cenote.engine import core, hand, mender, rewind, shift
 from cenote.engine.core import Core
 from cenote.engine.epoch import Epochs
@@ -56,6 +57,11 @@ def every_detector(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(mender, "take_over", take_over)
     patch.setattr(shift, "take_over", take_over)
+
+
+def what_was_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    """A process counts only what the leader told when it was asked."""
+    patch.setattr(Core, "met_sequence", property(lambda core: core.seen_sequence))
 
 
 def a_durable_of_each_start(patch: pytest.MonkeyPatch) -> None:
@@ -157,6 +163,39 @@ async def test_c_new_writes_below_the_high_water_reach_sql(cenote_servers: TestS
             else:
                 raise Violation("I6, I12: a version of a lost write matched another one")
             assert lost[-1].version < (await agent.entry("k")).version
+
+
+@pytest.fixture
+def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the leader but at a connection's start."""
+    monkeypatch.setattr(limits, "PROBE_INTERVAL_MS", 60_000)
+    monkeypatch.setattr(limits, "PROBE_CALM_MS", 60_000)
+
+
+@toothed(what_was_acknowledged)
+async def test_a_tail_that_only_its_writer_knew_begins_an_epoch(
+    cenote_servers: TestServers, tmp_path: Path, no_probes: None
+) -> None:
+    """SQL has nothing of it, and nobody has asked the leader since: the writer was told its numbers by the acks alone,
+    and a version from before must match nothing that is written under them again."""
+    with past(tmp_path, cenote_servers) as kv:
+        async with kv.open() as store:
+            agent = store.agent("w")
+            await agent.put("k", "kept")
+            await store.flush(10)
+            kv.remember()
+            async with nobody_flushes(store):
+                lost = [await agent.put("k", number) for number in range(5)]
+                await kv.rewind(store)
+            await store.flush(20)  # a shift has begun
+            for number in range(5):
+                await agent.put("k", f"new{number}")  # the last one has the number of the last one lost
+            try:
+                await agent.put("k", "over", if_version=lost[-1])
+            except cenote.ConflictError:
+                pass
+            else:
+                raise Violation("I6, I12: a version of a lost write matched another one")
 
 
 @toothed(the_order_of_times)

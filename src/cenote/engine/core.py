@@ -264,6 +264,11 @@ class Core:
         """The flusher's durable; None when there is no such consumer."""
         return await consumer_info(self.link, self.stream.name, name)
 
+    @property
+    def met_sequence(self) -> int:
+        """The highest sequence that this process knows of: the leader told it, or acknowledged a write of ours."""
+        return max(self.seen_sequence, self.own_sequence)
+
     def went_back(self) -> None:
         """An acknowledgement shows that the stream counts anew, over this very connection: what L1 holds is of its life
         before, and would look newer than what is written now."""
@@ -361,9 +366,7 @@ class Core:
         self.format = min(FORMAT, int(info.metadata.get(FORMAT_KEY, 1)))
         self.last_sequence = info.last_seq
         # A majority took over what the leader before had acknowledged: reads need not wait, if nothing is missing.
-        goes_on = (
-            self.replicas is not None and self.mended and info.last_seq >= max(self.seen_sequence, self.own_sequence)
-        )
+        goes_on = self.replicas is not None and self.mended and info.last_seq >= self.met_sequence
         self.seen_sequence = max(self.seen_sequence, info.last_seq)
         self.entries = info.messages
         self.incarnation = start = incarnation(self.link, info)

@@ -204,7 +204,7 @@ def volunteer(core: Core, lease: Lease) -> Callable[[], Awaitable[None]]:
         board = await lease.read()
         if board is not None and board.holder and board.alive(core.now_ms()):
             return
-        generation, epoch, seen = core.link.generation, core.epochs.newest, core.seen_sequence
+        generation, epoch, seen = core.link.generation, core.epochs.newest, core.met_sequence
         info = await core.stream.info()
         start = incarnation(core.link, info)
         if not start or core.link.generation != generation:

@@ -54,7 +54,7 @@ class Shift:
 
     async def _begin(self) -> Tenure:
         """F-gen: every server start and every epoch has a durable of its own, so that old acks have no address."""
-        core, seen = self._core, self._core.seen_sequence
+        core, seen = self._core, self._core.met_sequence
         info = await core.stream.info()
         start = incarnation(core.link, info)
         if not start or core.link.generation != self._generation:
