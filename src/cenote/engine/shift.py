@@ -62,7 +62,9 @@ class Shift:
         guard = Guard(self._epochs.newest, start)
         old = info.metadata.get(DURABLE_KEY)
         durable = await self._lineage.durable(durable_prefix(guard.epoch, start), old)
+        await self._renew()  # a beginning takes long on a busy machine: others must not begin as well, in vain
         high_water = await take_over(core, guard.epoch, start, seen, info.last_seq)
+        await self._renew()
         batch, flushers = self._config.batch_count_max, self._config.active_max
         consumer = await ensure_consumer(
             core.link, core.stream.name, durable, batch=batch, flushers=flushers, first_pass=info.last_seq
@@ -84,10 +86,13 @@ class Shift:
             hand.check()
             await self._keep_durable(hand.tenure)
             await self._fill_board(hand)
-            async with asyncio.timeout(limits.LEASE_EXPIRE_MS / 1000):
-                if not await self._lease.renew(self._board):
-                    raise ShiftOver("another process has taken the lease")
+            await self._renew()
             await asyncio.sleep(limits.LEASE_RENEW_MS / 1000)
+
+    async def _renew(self) -> None:
+        async with asyncio.timeout(limits.LEASE_EXPIRE_MS / 1000):
+            if not await self._lease.renew(self._board):
+                raise ShiftOver("another process has taken the lease")
 
     async def _keep_durable(self, tenure: Tenure) -> None:
         """Another process may have written the stream's metadata over what we wrote there."""
