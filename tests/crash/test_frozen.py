@@ -49,6 +49,12 @@ def the_guard(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(frozen, "replaced", [("epoch = $1 AND incarnation = $2 FOR SHARE", newest)])
 
 
+def the_guard_where_nobody_knew(patch: pytest.MonkeyPatch) -> None:
+    """Nor does the heir remember what was acknowledged to it: no epoch begins, whose fence would refuse the batch."""
+    the_guard(patch)
+    patch.setattr(core.Core, "met_sequence", property(lambda one: one.seen_sequence))
+
+
 def the_fence(patch: pytest.MonkeyPatch) -> None:
     """The last statement wins."""
     patch.setattr(frozen, "replaced", [("(s.epoch, s.version) < (excluded.epoch, excluded.version)", "true")])
@@ -195,7 +201,7 @@ async def test_woken_after_a_collection(stage: str, cenote_servers: TestServers)
     await play(cenote_servers.by_url(**QUICK, state__tombstone_s=0.1), stage, act)
 
 
-@toothed(the_guard)
+@toothed(the_guard_where_nobody_knew)
 @pytest.mark.parametrize("stage", [SENT, pytest.param(TAKEN, marks=pytest.mark.judge)])
 async def test_woken_after_a_rewind(stage: str, cenote_servers: TestServers, tmp_path: Path) -> None:
     """KV has lost what it holds, and has given those sequences to others."""

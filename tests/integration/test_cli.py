@@ -181,6 +181,7 @@ async def _lose_commits(servers: TestServers, namespace: str) -> None:
         await link.execute(f"UPDATE {store.config.names.schema('agents')}.flush_head SET number = number - 1")
         await link.close()
         await reached(lambda: _lost(store), "the loss is noticed")
+        await reached(lambda: _flushes(store), "a flusher that has written all again")
 
 
 async def _seen_commits(store: Store, number: int) -> bool:
@@ -190,6 +191,11 @@ async def _seen_commits(store: Store, number: int) -> bool:
 
 async def _lost(store: Store) -> bool:
     return (await store.stats()).sql_commits_lost > 0
+
+
+async def _flushes(store: Store) -> bool:
+    now = await store.stats()
+    return now.flusher and now.dirty_entries == 0
 
 
 async def _write_poison(servers: TestServers, namespace: str) -> None:
