@@ -29,7 +29,7 @@ from cenote.sql.loader import Queries
 from cenote.sql.rows import Guard, Heartbeat, Row
 from cenote.store import Store
 from cenote.testing import FaultProxy, TestServers
-from witness import Tables, another, at, demand, reached, tables, toothed
+from witness import Tables, Violation, another, at, demand, reached, tables, toothed
 
 QUICK = {"flush__drain_ms": 0}
 NOBODY_FLUSHES = QUICK | {"flush__enabled": False}
@@ -176,8 +176,12 @@ async def test_s20_s23_what_was_promised_by_sql_outlives_postgresql(how: signal.
         await asyncio.to_thread(pg.start)
         link = await asyncpg.connect(pg.url())
         sql = Tables(link, store.config.names.schema("agents"))
-        rows = {key: await sql.row(agent, key) for key in acked}
-        await link.close()
+        try:
+            rows = {key: await sql.row(agent, key) for key in acked}
+        except asyncpg.UndefinedTableError:
+            raise Violation("I1: not even the table is there that they were promised to be in") from None
+        finally:
+            await link.close()
     lost = [key for key, row in rows.items() if row is None or row["version"] < acked[key]]
     demand(not lost, f"I1: {len(lost)} of {len(acked)} keys are older in SQL than was promised")
 
