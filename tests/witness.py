@@ -60,7 +60,7 @@ async def reached(condition: Callable[[], Awaitable[object] | object], what: str
         await asyncio.sleep(0.005)
 
 
-def toothed(*removals: Removal, tries: int = 5) -> Callable[[Test], Test]:
+def toothed(*removals: Removal, tries: int = 3) -> Callable[[Test], Test]:
     """Run the test, then again without each rule: then it must end in a Violation; in one of `tries` runs, for a test
     whose random order may happen to need no rule."""
 

@@ -262,6 +262,7 @@ class Merging:
         return f"{type(self).__name__}({self._shown()})"
 
     def _shown(self) -> str:
+        """What stands between the brackets of its repr: each type's own."""
         raise NotImplementedError
 
 
