@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cenote.health import Verdict as Verdict
     from cenote.model.clock import HybridClock as HybridClock
     from cenote.model.clock import VectorClock as VectorClock
+    from cenote.model.clocked import Clocked as Clocked
     from cenote.model.entry import Entry as Entry
     from cenote.model.entry import Tier as Tier
     from cenote.model.entry import Version as Version
@@ -103,6 +104,7 @@ _BESIDE = {
     "UnresolvedError": "errors",
     "HybridClock": "model.clock",
     "VectorClock": "model.clock",
+    "Clocked": "model.clocked",
     "AppendLog": "model.merging",
     "GCounter": "model.merging",
     "GSet": "model.merging",

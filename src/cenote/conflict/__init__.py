@@ -4,7 +4,7 @@
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from cenote.conflict.causal import Causal as Causal
 from cenote.conflict.crdt import CrdtMerge as CrdtMerge
@@ -15,6 +15,9 @@ from cenote.conflict.sides import Resolution as Resolution
 from cenote.conflict.sides import Resolver as Resolver
 from cenote.conflict.sides import Side as Side
 from cenote.errors import RejectedError
+from cenote.model.clock import HybridClock
+from cenote.model.clocked import Clocked
+from cenote.model.merging import Merging
 
 
 class Strategy(StrEnum):
@@ -41,6 +44,15 @@ def register(name: str, resolver: Resolver) -> None:
     if type(name) is not str or not name or not callable(resolver) or not isinstance(resolver.laws, frozenset):
         raise RejectedError("register: a name and a resolver with `laws`, a frozenset, are needed")
     RESOLVERS[name] = resolver
+
+
+def strategy_of(value: Any) -> Strategy | None:
+    """The strategy that a value asks for by its own type; None for a plain one, which asks for none."""
+    if isinstance(value, Merging):
+        return Strategy.CRDT_MERGE
+    if isinstance(value, Clocked):
+        return Strategy.LAST_WRITE_WINS if isinstance(value.clock, HybridClock) else Strategy.VECTOR_CLOCK
+    return None
 
 
 def resolve(current: Side, incoming: Side, strategy: str, *, ancestor: Side | None = None) -> Resolution:

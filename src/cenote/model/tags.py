@@ -33,6 +33,7 @@ _NOT_UTF8: Final = re.compile("[\ud800-\udfff]")
 _NOT_IN_JSONB: Final = re.compile("[\x00\ud800-\udfff]")
 _IDENTIFIER: Final = re.compile(r"[^\W\d]\w*", re.ASCII)
 _MERGING: Final = "cenote.model.merging."
+_CLOCKED: Final = "cenote.model.clocked"
 _BASES: Final = (
     bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset,
     date, time, timedelta, tzinfo, Decimal, UUID, Enum, type,
@@ -104,8 +105,11 @@ class _Tagging:
         return {"$dict": plain} if len(plain) == 1 and pairs[0][0].startswith("$") else plain
 
     def _object(self, value: Any, path: Path, room: int) -> Any:
-        if getattr(type(value), "__module__", "").startswith(_MERGING):
+        home = getattr(type(value), "__module__", "")
+        if home.startswith(_MERGING):
             return self._merging(value, path, room - 4)  # tag, body, column, row
+        if home == _CLOCKED:
+            return {"$clocked": _clocked().write(value, lambda item: self.plain(item, (path, ".value"), room))}
         parts = None
         try:
             if not isinstance(value, _BASES):
@@ -272,6 +276,10 @@ def _wire() -> Any:
     return import_module("cenote.model.merging.wire")
 
 
+def _clocked() -> Any:
+    return import_module(_CLOCKED)
+
+
 def _reader_of(kind: str) -> Callable[[Any], Any]:
     return lambda body: _wire().read(kind, body)
 
@@ -292,6 +300,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 for _kind in ("appendlog", "gcounter", "gset", "lwwregister", "mvregister", "ormap", "orset", "pncounter"):
     _READERS[f"${_kind}"] = _reader_of(_kind)
+_READERS["$clocked"] = lambda body: _clocked().read(body)
 
 # --- refusing --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from cenote.model.merging.base import Merging as Merging
 from cenote.model.merging.base import merge as merge
 from cenote.model.merging.counters import GCounter as GCounter
 from cenote.model.merging.counters import PNCounter as PNCounter
+from cenote.model.merging.glance import is_merging as is_merging
+from cenote.model.merging.glance import kind_of as kind_of
 from cenote.model.merging.log import AppendLog as AppendLog
 from cenote.model.merging.map import ORMap as ORMap
 from cenote.model.merging.registers import LWWRegister as LWWRegister
