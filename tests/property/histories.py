@@ -1,8 +1,11 @@
 """Random histories of merging values: processes with diverging copies of one value under compare-and-set."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from cenote.model.merging import (
@@ -18,6 +21,17 @@ from cenote.model.merging import (
     ORSet,
     PNCounter,
 )
+
+
+@contextmanager
+def examples(number: int, phases: Iterable[Phase] = tuple(Phase)) -> Iterator[None]:
+    """So many examples for the laws within."""
+    settings.register_profile("laws", deadline=None, max_examples=number, phases=phases)
+    settings.load_profile("laws")
+    try:
+        yield
+    finally:
+        settings.load_profile("cenote")
 
 
 def change(value: Any, random: Random) -> None:
@@ -98,4 +112,4 @@ class Register:
         return True
 
 
-__all__ = ["Actors", "Register", "change", "new", "states"]
+__all__ = ["Actors", "Register", "change", "examples", "new", "states"]

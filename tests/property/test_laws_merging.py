@@ -4,7 +4,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from histories import Register, change, new, states
+from histories import Register, change, examples, new, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,28 +17,15 @@ RANDOMS = st.randoms(use_true_random=False)
 
 @pytest.mark.parametrize("cls", KINDS.values(), ids=KINDS)
 def test_every_type_keeps_the_laws(cls: type[Merging]) -> None:
-    with settings_of(25):
+    with examples(25):
         check_merging_laws(cls, states(cls))
 
 
 @pytest.mark.judge
 @pytest.mark.parametrize("cls", KINDS.values(), ids=KINDS)
 def test_every_type_keeps_the_laws_in_many_histories(cls: type[Merging]) -> None:
-    with settings_of(1_500):
+    with examples(1_500):
         check_merging_laws(cls, states(cls))
-
-
-class settings_of:
-    """So many examples for the laws within."""
-
-    def __init__(self, examples: int) -> None:
-        settings.register_profile("laws", deadline=None, max_examples=examples)
-
-    def __enter__(self) -> None:
-        settings.load_profile("laws")
-
-    def __exit__(self, *_: object) -> None:
-        settings.load_profile("cenote")
 
 
 @settings(max_examples=25)

@@ -34,7 +34,8 @@ class Causal:
         if order is Order.BEFORE:
             return one_of(current, incoming, "incoming")
         if order is Order.EQUAL and canonical(current.value) == canonical(incoming.value):
-            return one_of(current, incoming, "current")
+            newest = later_version(current, incoming)
+            return one_of(current, incoming, "current" if newest == current.version else "incoming")
         if self._merge is None:
             raise UnresolvedError("two writes did not know of each other", current=current, incoming=incoming)
         value = merged_by(self._merge, current, incoming, ancestor)

@@ -12,7 +12,7 @@ from cenote.errors import RejectedError
 from cenote.model import tags
 
 _to_json: Final = msgspec.json.Encoder(order="deterministic").encode
-_SETS: Final = ("$set", "$frozenset")
+_UNORDERED: Final = ("$set", "$frozenset", "$dict")
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, *tags.SCALAR_TYPES})
 
 
@@ -51,6 +51,6 @@ def _sorted(tree: Any) -> Any:
         return tree
     if len(tree) == 1:
         (name,) = tree
-        if name in _SETS:
+        if name in _UNORDERED and type(tree[name]) is list:
             return {name: sorted((_sorted(item) for item in tree[name]), key=_to_json)}
     return {name: _sorted(item) for name, item in tree.items()}
