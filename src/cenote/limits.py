@@ -27,6 +27,7 @@ PAYLOAD_BYTES_MAX: Final = MIB  # nats-server's default max_payload, headers inc
 ACTOR_CHARS_MAX: Final = 200  # longest name of an actor in a clock or a merging value: an agent's may be one
 ACTOR_PLACES_MAX: Final = 16_384  # keys for which one process remembers its name in the merging value there
 CLOCK_ACTORS_MAX: Final = 1_024  # actors of one vector clock
+MERGING_ACTORS_MAX: Final = 8_192  # actors of one merging value: one for each process that ever changed it
 CLOCK_NUMBER_MAX: Final = 2**53 - 1  # largest number in a clock: what every reader of JSON holds exactly
 TTL_S_MAX: Final = 100 * 365 * 86_400  # longest per-entry time to live: a century
 

@@ -44,7 +44,8 @@ def change(value: Any, random: Random) -> None:
     elif isinstance(value, ORSet) and random.random() < 0.4:
         value.discard(letter)
     elif isinstance(value, GSet):
-        value.add(letter)
+        if value.limit is None or len(value) < value.limit or letter in value:
+            value.add(letter)
     elif isinstance(value, LWWRegister):
         value.set(letter, wall_ms=wall_ms)
     elif isinstance(value, MVRegister):
@@ -59,8 +60,7 @@ def change_map(board: ORMap, random: Random) -> None:
     """Set, remove or change a field."""
     name, deed = random.choice("xy"), random.random()
     if name not in board or deed < 0.15:
-        kind = random.choice(sorted(KINDS))
-        board[name] = KINDS[kind]()
+        board[name] = new(KINDS[random.choice(sorted(KINDS))], random)
     elif deed < 0.35:
         board.discard(name)
     else:
@@ -68,7 +68,8 @@ def change_map(board: ORMap, random: Random) -> None:
 
 
 def new(cls: type[Merging], random: Random) -> Any:
-    return cls(limit=3) if cls is AppendLog else cls()
+    """An empty value; of those that may be bounded, some are."""
+    return cls(limit=3) if issubclass(cls, AppendLog | GSet) and random.random() < 0.5 else cls()
 
 
 def states(cls: type[Merging]) -> st.SearchStrategy[list[Any]]:

@@ -82,6 +82,39 @@ def test_a_copy_never_writes_under_the_same_name(again: Callable[[Any], Any]) ->
     assert settled.value == 7
 
 
+def test_a_value_that_too_many_have_changed_is_refused_until_it_begins_anew() -> None:
+    crowd = ORSet({"a"}).settle(None, "p")
+    crowd._causes.context.vector |= {f"p{n}": 1 for n in range(limits.MERGING_ACTORS_MAX - 1)}
+    crowd = values.decode(*values.encode(crowd))
+    crowd.add("b")
+    with pytest.raises(RejectedError, match=r"ORSet: 8193 actors have changed it; the limit is 8192"):
+        values.encode(crowd.settle(crowd, "q"))
+    fresh = crowd.fresh().settle(None, "q")
+    assert set(values.decode(*values.encode(fresh))) == {"a", "b"}
+    assert fresh.actors == {"q"}
+
+
+def test_begun_anew_it_has_the_same_content_and_no_history() -> None:
+    board = ORMap({"votes": PNCounter(5), "seen": ORSet({1, 2}), "log": AppendLog("abc", limit=2), "plan": {"a": [1]}})
+    board["sub"] = ORMap({"seen": GSet({3}, limit=4)})
+    other = board.copy()
+    board["votes"].decrement(2)
+    other["seen"].discard(1)
+    board = board.merge(other)
+    fresh = board.fresh().settle(None, "r")
+    assert (fresh["votes"].value, set(fresh["seen"]), list(fresh["log"])) == (3, {2}, ["b", "c"])
+    assert (fresh["plan"].value, set(fresh["sub"]["seen"]), fresh["sub"]["seen"].limit) == ({"a": [1]}, {3}, 4)
+    assert fresh.actors == {"r"}
+
+
+def test_a_merged_set_beyond_its_limit_can_be_put_into_a_map() -> None:
+    one, other = ORSet({"a"}, limit=1), ORSet({"b"}, limit=1)
+    board = ORMap({"seen": one.merge(other)})
+    assert set(board["seen"]) == {"a", "b"}
+    with pytest.raises(RejectedError):
+        board["seen"].add("c")
+
+
 def test_a_custom_merge_is_given_copies_and_the_ancestor() -> None:
     def longer(current: Any, incoming: Any, ancestor: Any) -> Any:
         current.append(ancestor)

@@ -18,6 +18,12 @@ provisional name, at one entry of the context; (2) the new dots are `actor`'s ne
 line of writes; the losers' renamings were never seen and are done again; (3) renaming is one-to-one, and a removal
 needs no dot. So a line holds one entry for each process, not for each copy.
 
+**Entries of the dead stay.** An entry says "what is missing here of this actor's dots was removed". While any other
+copy may hold one of these dots (in a process's memory, in a backup, under another key), a state without the entry would
+take it for new: what was removed comes back, and what was counted is counted again. Moving the dots to a living actor
+does not help: the copy still holds the old ones. Nobody can know that there is no such copy, so no state drops an entry
+by itself, `limits.MERGING_ACTORS_MAX` bounds them, and `fresh` begins anew where the caller knows it.
+
 **Where lines part.** (2) fails when `actor` goes on from a state that is not its newest: the key was deleted and
 created again, restored, rewound, or copied to another key, and elsewhere lives a state that has seen the same numbers
 for other changes. `actors.Actors` therefore gives a process a new name where its entry in `current` is not the newest
@@ -163,6 +169,15 @@ class Merging:
         """The same state; its further changes go under a provisional actor of its own."""
         self._causes.share()
         return self._twin()
+
+    def fresh(self) -> Self:
+        """The same content without its history: the first state of a new value.
+
+        Never to be merged with any state of the old one, which would count a second time.
+        """
+        fresh = self._blank()
+        fresh._graft(self)
+        return fresh
 
     def _twin(self) -> Self:
         twin = self._blank()

@@ -40,10 +40,7 @@ class ORMap(Merging):
         if isinstance(source, ORMap) and source._causes is self._causes:
             source = source.copy()
         self._drop(self._named(name))
-        child = self._adopted((name, source.KIND), self._made(source.KIND))
-        child.limit = source.limit
-        child._graft(source)
-        self._renew((name, source.KIND))
+        self._plant((name, source.KIND), source)
 
     def __getitem__(self, name: str) -> Any:
         found = self._named(name)
@@ -100,6 +97,14 @@ class ORMap(Merging):
         for field, child in list(self._children.items()):
             self._adopted(field, child)
 
+    def _plant(self, field: Field, source: Merging) -> None:
+        child = self._made(field[1])
+        child.limit = source.limit
+        child._share(self._causes)
+        child._graft(source)
+        self._adopted(field, child)
+        self._renew(field)
+
     def _renew(self, field: Field) -> None:
         if field in self._children:
             self._record(field, [dot for dot, present in self._dots.items() if present == field])
@@ -146,8 +151,8 @@ class ORMap(Merging):
             child._fold(actor)
 
     def _graft(self, source: Any) -> None:
-        for (name, _), child in source._children.items():
-            self[name] = child
+        for field, child in source._children.items():
+            self._plant(field, child)
 
     def _state(self) -> Any:
         return self._dots, {field: (child.limit, child._state()) for field, child in self._children.items()}

@@ -75,6 +75,8 @@ class LWWRegister(Stamped):
         return super()._rows()[::-1]  # the winner first, for SQL users
 
     def _fold(self, actor: str) -> None:
+        if self._touch is not None:
+            return  # who removes the field may have seen only the winner: then the others stand
         self._forget([dot for _, dot in self._in_order()[:-1]])
 
     def _shown(self) -> str:

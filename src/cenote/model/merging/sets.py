@@ -67,8 +67,10 @@ class GSet(Merging):
         self._index = None
 
     def _graft(self, source: Merging) -> None:
-        for element in source:  # type: ignore[attr-defined]  # a set, by its kind
-            self.add(element)
+        assert isinstance(source, GSet)
+        index = self._indexed()
+        for key, dots in source._indexed().items():  # all of them: a merged set may hold more than its limit
+            index[key] = [self._record(source._dots[dots[0]], [])]
 
     def _rows(self) -> list[tuple[Any, list[Dot]]]:
         rows = [(self._dots[dots[0]], sorted(dots)) for dots in self._indexed().values()]

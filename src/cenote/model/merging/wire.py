@@ -11,6 +11,7 @@ first. A map has `fields`: name, kind, body; the fields' dots are of the map's a
 from collections.abc import Callable
 from typing import Any, Final
 
+from cenote import limits
 from cenote.errors import RejectedError
 from cenote.model import tags
 from cenote.model.clock import check_actor, check_number
@@ -32,9 +33,15 @@ _Places = dict[str, int]
 
 
 def write(value: Merging, plain: Plain) -> dict[str, Any]:
-    """The tagged form; `plain` tags an element."""
+    """The tagged form; `plain` tags an element. RejectedError when more have changed it than can be told apart."""
     value._causes.share()
     context = value._causes.context
+    if len(context.vector) + len(context.cloud) > limits.MERGING_ACTORS_MAX < len(value.actors):
+        raise RejectedError(
+            f"{type(value).__name__}: {len(value.actors)} actors have changed it; the limit is "
+            f"{limits.MERGING_ACTORS_MAX}",
+            hint="when no other copy of it is in use, store value.fresh() in its place",
+        )
     places = {actor: place for place, actor in enumerate(sorted(context.actors()))}
     body = _body(value, plain, places)
     body["actors"] = [[actor, context.vector.get(actor, 0)] for actor in places]
