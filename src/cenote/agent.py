@@ -13,15 +13,11 @@ from cenote.engine.barrier import Barrier
 from cenote.engine.entries import Target
 from cenote.engine.hydrator import Hydrated
 from cenote.engine.machines import Machines
+from cenote.engine.meeting import NOTHING, content_of
 from cenote.engine.receipt import Receipt
 from cenote.engine.watcher import Watch
 from cenote.engine.writer import TOMBSTONE, Content
-from cenote.errors import (
-    ConflictError,
-    NotFoundError,
-    PartialError,
-    RejectedError,
-)
+from cenote.errors import NotFoundError, PartialError, RejectedError
 from cenote.model import key as keys
 from cenote.model import value as values
 from cenote.model.duration import seconds
@@ -31,7 +27,6 @@ from cenote.typed import Typed
 
 T = TypeVar("T")
 Durability = Literal["kv", "sql"]
-_NOTHING: Any = object()
 
 
 class AgentState:
@@ -71,8 +66,9 @@ class AgentState:
         ttl: timedelta | None = None,
         if_version: Version | Receipt | Entry | int | None = None,
         durability: Durability = "kv",
+        replace: bool = False,
     ) -> Receipt:
-        """Write a value; returns once it is acknowledged.
+        """Write a value; returns once it is acknowledged. A value that merges is merged with what is there.
 
         Args:
             key: 1 to 512 characters.
@@ -81,22 +77,26 @@ class AgentState:
             ttl: how long the value lives; None: for ever.
             if_version: write only if this is the key's version; 0: only if the key exists nowhere.
             durability: "kv" returns at JetStream's acknowledgement, "sql" after PostgreSQL's commit as well.
+            replace: overwrite whatever is there: a value that merges, or one whose route has another resolver.
 
         Raises:
-            RejectedError: a key or value that cannot be carried; nothing was written.
-            ConflictError: `if_version` does not hold; nothing was written.
+            RejectedError: a key or value that cannot be carried, or a plain value over one that this process knows to
+                merge; nothing was written.
+            ConflictError: `if_version` does not hold, or the key's resolver refuses; nothing was written.
             UnavailableError, BackpressureError: nothing was written, try again later.
             OutcomeUnknownError: the answer was lost; read before you write again.
             NotDurableError: acknowledged by KV, but not committed by PostgreSQL within `kv.deadline_ms`.
         """
         target = self._target(key)
-        content = _content(value, self._expiry(ttl))
         if durability not in ("kv", "sql"):
             raise RejectedError(f'durability: "kv" or "sql", not {durability!r}')
-        if if_version is None:
-            stored = await self._machines.writer.write(target, content)
-        else:
+        if if_version is not None:
+            content = content_of(value, self._expiry(ttl))
             stored = await self._machines.writer.write_if(target, content, _version(if_version))
+        elif not replace and self._machines.meeting.concerns(target, value):
+            stored = await self._machines.meeting.put(target, value, self._expiry(ttl), self._backoff(None))
+        else:
+            stored = await self._machines.writer.write(target, content_of(value, self._expiry(ttl)))
         receipt = self._receipt(target, stored)
         if durability == "sql":
             await receipt.durable(self._core.config.kv.deadline_ms / 1000)
@@ -117,7 +117,7 @@ class AgentState:
         key: str,
         change: Callable[[Any], object],
         *,
-        default: Any = _NOTHING,
+        default: Any = NOTHING,
         into: type[Any] | None = None,
         deadline: timedelta | float | None = None,
     ) -> Entry:
@@ -125,7 +125,8 @@ class AgentState:
 
         Args:
             key: the key.
-            change: takes the current value, returns the new one; pure and quick, for it may run several times.
+            change: takes the current value, returns the new one; pure and quick, for it may run several times. A
+                value that merges may be changed in place: `lambda seen: seen.add("x")`.
             default: what `change` is given when the key is absent.
             into: a class to decode the current value to.
             deadline: how long to try; default `retry.deadline_ms`.
@@ -137,38 +138,43 @@ class AgentState:
         """
         if inspect.iscoroutinefunction(change):
             raise RejectedError("change: a plain function is needed; it runs again on conflict and must not wait")
-        limit_s = seconds(deadline, "deadline")
-        retry = self._core.config.retry
-        backoff = Backoff(retry, retry.deadline_ms if limit_s is None else limit_s * 1000)
-        target, placed = self._target(key), None
-        while True:
-            step = self._machines.writer.backoff(backoff.left_ms)
-            base = await self._machines.writer.base(target, step)
-            whole = await self._changed(key, base.stored, change, default, into)
-            content, placed = await self._machines.writer.placed(target, whole, placed)
-            operation = self._machines.writer.next_operation()
-            stored = await self._machines.writer.replace(target, base, content, operation, step)
-            if stored is not None:
-                return await self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
-            self._core.counts.conflicts += 1
-            await backoff.pause(
-                ConflictError(f"others were faster at {key!r} until the deadline", key=key, hint="try again")
-            )
+        meeting, target = self._machines.meeting, self._target(key)
+        stored = await meeting.update(target, change, default, into, self._backoff(deadline))
+        return await self._entry(key, stored, Tier.DISTRIBUTED_KV, into)
 
-    async def _changed(
+    async def merge(
         self,
         key: str,
-        stored: Stored | None,
-        change: Callable[[Any], object],
-        default: Any,
-        into: type | None,
-    ) -> Content:
-        if stored is None and default is _NOTHING:
-            raise NotFoundError(f"{key!r} does not exist", key=key, hint="give update() a default")
-        result = change(default if stored is None else await self._decode(stored, into))
-        if inspect.isawaitable(result):
-            raise RejectedError("change: it returned an awaitable; a plain function is needed")
-        return _content(result, None if stored is None else stored.expires_ms)
+        value: object,
+        *,
+        strategy: str | None = None,
+        base: Entry | None = None,
+        ttl: timedelta | None = None,
+        deadline: timedelta | float | None = None,
+    ) -> Entry:
+        """Let a value meet what is there: what stands afterwards is returned, what was discarded is in the conflict
+        log (`store.conflicts`).
+
+        Args:
+            key: the key.
+            value: a value that merges, a `Clocked` one, or any other.
+            strategy: one of `Strategy` or a registered name; default: by the value's type, else by the key's route.
+            base: the entry that `value` was made from; if it is still there, nothing has met.
+            ttl: how long the value lives; None: for ever.
+            deadline: how long to try; default `retry.deadline_ms`.
+
+        Raises:
+            RejectedError: no such strategy, two types under one key, or a merge function that raised or returned what
+                cannot be stored: nothing was written, both values are in the conflict log.
+            UnresolvedError: nobody can decide; it carries both sides, nothing was written.
+            ConflictError: the strategy refuses, or others were faster until the deadline.
+            OutcomeUnknownError: an answer was lost and the key has changed since; it happened at most once.
+        """
+        target = self._target(key)
+        stored = await self._machines.meeting.merge(
+            target, value, strategy, base, self._expiry(ttl), self._backoff(deadline)
+        )
+        return await self._entry(key, stored, Tier.DISTRIBUTED_KV, None)
 
     async def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
         """Write several keys, each on its own: all are checked before the first is sent.
@@ -178,7 +184,7 @@ class AgentState:
             PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors.
         """
         expires_ms = self._expiry(ttl)
-        contents = [(self._target(key), _content(value, expires_ms)) for key, value in items.items()]
+        contents = [(self._target(key), content_of(value, expires_ms)) for key, value in items.items()]
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
@@ -311,6 +317,10 @@ class AgentState:
             stored = await self._core.blobs.resolve(stored)
         return _decode(stored, into)
 
+    def _backoff(self, deadline: timedelta | float | None) -> Backoff:
+        limit_s, retry = seconds(deadline, "deadline"), self._core.config.retry
+        return Backoff(retry, retry.deadline_ms if limit_s is None else limit_s * 1000)
+
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
 
@@ -326,11 +336,6 @@ class AgentState:
             stored = await self._core.blobs.resolve(stored)
         stale = tier is Tier.MEMORY_CACHE and not self._core.coherence
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
-
-
-def _content(value: object, expires_ms: int | None) -> Content:
-    codec, body = values.encode(value)
-    return Content(codec, body, expires_ms)
 
 
 def _decode(stored: Stored, into: type[Any] | None) -> Any:

@@ -111,7 +111,10 @@ class StateConfig(_Section):
         default=1800, description="idle time after which an entry that SQL has leaves KV"
     )
     resolver: Annotated[str, Field(min_length=1, max_length=100)] = Field(
-        default="lww", description="the rule for concurrent writes"
+        default="lww", description="the rule for two writes that meet under one key"
+    )
+    resolvers: dict[str, str] = Field(
+        default_factory=dict, description="other rules by key pattern (`*`, `?`); the first that fits"
     )
     tombstone_s: Seconds = Field(default=86_400, description="how long a delete is remembered in SQL")
 

@@ -94,9 +94,12 @@ class AgentState:
         ttl: timedelta | None = None,
         if_version: Condition = None,
         durability: Durability = "kv",
+        replace: bool = False,
     ) -> Receipt:
         """Write a value; see `cenote.AgentState.put`."""
-        work = self._agent.put(key, value, ttl=ttl, if_version=_condition(if_version), durability=durability)
+        work = self._agent.put(
+            key, value, ttl=ttl, if_version=_condition(if_version), durability=durability, replace=replace
+        )
         return Receipt(self._thread, self._thread.run(work))
 
     def delete(self, key: str, *, if_version: Condition = None) -> Receipt:
@@ -118,6 +121,20 @@ class AgentState:
         if default is _ABSENT:
             return self._thread.run(self._agent.update(key, change, into=into, deadline=deadline))
         return self._thread.run(self._agent.update(key, change, default=default, into=into, deadline=deadline))
+
+    def merge(
+        self,
+        key: str,
+        value: object,
+        *,
+        strategy: str | None = None,
+        base: Entry | None = None,
+        ttl: timedelta | None = None,
+        deadline: timedelta | float | None = None,
+    ) -> Entry:
+        """Let a value meet what is there; see `cenote.AgentState.merge`."""
+        work = self._agent.merge(key, value, strategy=strategy, base=base, ttl=ttl, deadline=deadline)
+        return self._thread.run(work)
 
     def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
         """Write several keys; see `cenote.AgentState.put_many`. `.done` of a PartialError holds `cenote.Receipt`s."""

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from cenote.model.entry import Stored
+from cenote.model.merging import is_merging
 
 _COUNTERS = 1 << 13  # as plain numbers side by side, for every write bumps one: they stay in the processor's cache
 _SLOT_OVERHEAD_BYTES = 400  # measured: Stored, version, subject text, dictionary slot
@@ -66,6 +67,17 @@ class Cache:
             return None
         self._slots.move_to_end(subject)
         return slot[0]
+
+    def merging(self, subject: str) -> bool:
+        """Whether the copy of `subject` is one of a value that a plain put must not replace. Of a large value only a
+        reference is held here, and nothing is known."""
+        slot = self._slots.get(subject)
+        if slot is None:
+            return False
+        codec, body = slot[0].codec, slot[0].body
+        if codec == "j" or codec == "r":
+            return body.startswith(b'{"$') and is_merging(codec, body)  # the usual answer, cheaply
+        return codec.endswith("z") and is_merging(codec, body)
 
     def ticket(self, subject: str) -> Ticket:
         """Begin a read or a write: note how many events the key's counter has seen, and how many by others."""

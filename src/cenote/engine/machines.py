@@ -4,10 +4,12 @@ import os
 import socket
 from dataclasses import dataclass
 
+from cenote.engine.conflict_log import ConflictLog
 from cenote.engine.core import Core
 from cenote.engine.flusher import Flusher
 from cenote.engine.hydrator import Hydrator
 from cenote.engine.lease import Board, Lease
+from cenote.engine.meeting import Meeting
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
 from cenote.engine.writer import Writer
@@ -20,6 +22,7 @@ class Machines:
 
     core: Core
     writer: Writer
+    meeting: Meeting
     reader: Reader
     hydrator: Hydrator
     lease: Lease
@@ -37,4 +40,6 @@ def build(core: Core) -> Machines:
     )  # fmt: skip
     core.volunteer = volunteer(core, lease)
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
-    return Machines(core, Writer(core, hydrator), Reader(core, hydrator), hydrator, lease, board, flusher)
+    writer = Writer(core, hydrator)
+    meeting = Meeting(core, writer, ConflictLog(core, writer))
+    return Machines(core, writer, meeting, Reader(core, hydrator), hydrator, lease, board, flusher)
