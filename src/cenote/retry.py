@@ -66,15 +66,18 @@ class Backoff:
         """Until the deadline; never negative."""
         return max(0.0, self._deadline_ms - self.elapsed_ms)
 
-    def next_wait_ms(self) -> float | None:
-        """Count a failed attempt; the wait before the next one, or None when that would come too late."""
+    def next_wait_ms(self, policy: Policy | None = None) -> float | None:
+        """Count a failed attempt; the wait before the next one, or None when that would come too late.
+
+        `policy`: of this wait, where an attempt fails for another reason than its own is made for.
+        """
         self.attempts += 1
-        wait_ms = jittered_ms(self.attempts, self._policy, self._dice())
+        wait_ms = jittered_ms(self.attempts, policy or self._policy, self._dice())
         return wait_ms if wait_ms < self.left_ms else None
 
-    async def pause(self, error: CenoteError) -> None:
+    async def pause(self, error: CenoteError, policy: Policy | None = None) -> None:
         """Wait before the next attempt, or raise `error` because there is no time for one."""
-        wait_ms = self.next_wait_ms()
+        wait_ms = self.next_wait_ms(policy)
         if wait_ms is None:
             error.attempts, error.elapsed_ms = self.attempts, self.elapsed_ms
             raise error
