@@ -32,7 +32,7 @@ class Causal:
         if order is Order.AFTER:
             return one_of(current, incoming, "current")
         if order is Order.BEFORE:
-            return one_of(current, incoming, "incoming")
+            return Resolution(incoming, "incoming")  # made from what is there: nobody's write is lost
         if order is Order.EQUAL and canonical(current.value) == canonical(incoming.value):
             newest = later_version(current, incoming)
             return one_of(current, incoming, "current" if newest == current.version else "incoming")

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from cenote.conflict import RESOLVERS, Resolution, Side, Strategy, resolve, strategy_of
 from cenote.engine import entries
 from cenote.engine.blobs import Placed
-from cenote.engine.conflict_log import ConflictLog
+from cenote.engine.conflict_log import ConflictLog, Outcome
+from cenote.engine.contention import Contention
 from cenote.engine.core import Core
 from cenote.engine.entries import Target
 from cenote.engine.turns import Turns
@@ -52,6 +53,7 @@ class Meeting:
         self._log = log
         self._actors = Actors(core.writer_id)
         self._turns = Turns()
+        self._contention = Contention(core.config.retry)
         self._default = core.config.state.resolver
         self._patterns = list(core.config.state.resolvers.items())
         self._routed = bool(self._patterns) or self._default != Strategy.LAST_WRITE_WINS
@@ -182,7 +184,7 @@ class Meeting:
                 chosen = _content_of_side(decided, expires_ms)
             except (RejectedError, ConflictError) as error:
                 error.key = target.key
-                outcome = "unresolved" if isinstance(error, UnresolvedError) else "refused"
+                outcome: Outcome = "unresolved" if isinstance(error, UnresolvedError) else "refused"
                 if type(error) is ConflictError:  # the writer is told, and has lost nothing
                     self._log.count(name, outcome)
                 else:
@@ -211,8 +213,11 @@ class Meeting:
         writer = self._writer
         placed: Placed | None = None
         operation = writer.next_operation()  # of all attempts: one at most takes effect
+        pace = self._contention.pace(target.subject)
         async with self._turns.turn(target.subject, backoff):
+            await pace.stand_aside(backoff)
             while True:
+                pace.begin()
                 step = writer.backoff(backoff.left_ms)
                 base = await writer.base(target, step)
                 made = await make(base, operation)
@@ -221,10 +226,12 @@ class Meeting:
                 content, placed = await writer.placed(target, made.content, placed)
                 stored = await self._replace(target, base, made, content, operation, step)
                 if stored is not None:
+                    pace.won()
                     return stored
+                pace.lost()
                 self._core.counts.conflicts += 1
                 words = f"others were faster at {target.key!r} until the deadline"
-                await backoff.pause(ConflictError(words, key=target.key, hint="try again"))
+                await backoff.pause(ConflictError(words, key=target.key, hint="try again"), pace)
 
     async def _replace(
         self, target: Target, base: Base, made: Next, content: Content, operation: str, step: Backoff
