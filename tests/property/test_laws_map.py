@@ -10,6 +10,7 @@ from histories import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cenote.model import value as values
 from cenote.model.clock import HybridClock
 from cenote.model.merging import KINDS, AppendLog, GCounter, GSet, LWWRegister, Merging, MVRegister, ORMap, ORSet
 
@@ -259,3 +260,17 @@ def test_a_value_that_lost_by_its_clock_stands_where_only_the_winner_was_removed
     stored = slow.settle(stored, "r")
     assert stored["plan"].value == "fast"
     assert remover.settle(stored, "s")["plan"].value == "slow"
+
+
+def test_the_limit_of_a_removed_field_binds_nobody() -> None:
+    """A limit that outlived its field would make the outcome of three merges depend on their order."""
+    old = ORMap({"log": AppendLog("abc", limit=2)}).settle(None, "p")
+    remover, maker = old.copy(), ORMap({"log": AppendLog("x")})
+    del remover["log"]
+    for boards in permutations((old, remover, maker)):
+        merged = boards[0].merge(boards[1]).merge(boards[2])
+        assert merged["log"].limit is None
+        assert merged == boards[0].merge(boards[1].merge(boards[2]))
+    both = values.decode(*values.encode(old.merge(maker)))
+    assert both["log"].limit == 2
+    assert both.merge(remover)["log"].limit is None

@@ -41,7 +41,7 @@ Not safe for several threads at once. A child of a map shares the map's context,
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Self
 
 from cenote.errors import RejectedError
@@ -209,8 +209,7 @@ class Merging:
         else:
             kept = {dot: payload for dot, payload in mine.items() if dot not in right_seen}
         self._dots = kept
-        limits = [side.limit for side in (left, right) if side is not None and side.limit is not None]
-        self.limit = min(limits, default=None)
+        self.limit = tightest(side.limit for side in (left, right) if side is not None)
 
     def _become(self, other: Self) -> None:
         """Take over the other's state, in place, so that who holds a field of a map still holds it."""
@@ -287,6 +286,11 @@ def merge(left: Merging, right: Merging) -> Merging:
         if not isinstance(side, Merging):
             raise RejectedError(f"merge: {_name(left)} and {_name(right)}: {_name(side)} is no merging value")
     return left.merge(right)
+
+
+def tightest(limits: Iterable[int | None]) -> int | None:
+    """The limit that holds where all these meet."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def own_copy(value: Any) -> Any:

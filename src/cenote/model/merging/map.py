@@ -2,7 +2,8 @@
 
 The children share the map's context (DotMap of Almeida, Shoker, Baquero 2018, 7.3). A removal takes away what was
 seen of a field; a change that the remover had not seen survives, and with it the field. Beside the child's own dots a
-field has one of presence, renewed by each change, so that an empty field is one, too.
+field has one of presence, renewed by each change, so that an empty field is one, too. It bears the field's limit, which
+goes with it: a limit of a removed field binds nobody.
 
 Two who create one field with different types concurrently keep both: `board[name]` is the first by type name, and the
 next assignment or removal replaces both.
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from cenote.errors import RejectedError
-from cenote.model.merging.base import Causes, Merging
+from cenote.model.merging.base import Causes, Merging, tightest
 from cenote.model.merging.context import Context, Dot
 from cenote.model.merging.registers import LWWRegister
 
@@ -28,6 +29,7 @@ class ORMap(Merging):
     def __init__(self, fields: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self._children: dict[Field, Merging] = {}
+        self._index: dict[Field, list[Dot]] | None = {}  # the dots of presence
         for name, value in (fields or {}).items():
             self[name] = value
 
@@ -69,7 +71,7 @@ class ORMap(Merging):
         return sorted({name for name, _ in self._children})
 
     def __contains__(self, name: object) -> bool:
-        return any(field[0] == name for field in self._children)
+        return type(name) is str and bool(self._named(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -80,7 +82,7 @@ class ORMap(Merging):
     # --- fields
 
     def _named(self, name: str) -> list[Field]:
-        return [field for field in self._children if field[0] == name]
+        return [field for kind in self.CHILDREN if (field := (name, kind)) in self._children]
 
     def _made(self, kind: str) -> Merging:
         return self.CHILDREN[kind]()
@@ -107,24 +109,36 @@ class ORMap(Merging):
 
     def _renew(self, field: Field) -> None:
         if field in self._children:
-            self._record(field, [dot for dot, present in self._dots.items() if present == field])
+            index = self._indexed()
+            present = field, self._children[field].limit
+            index[field] = [self._record(present, index.get(field, []))]
 
     def _drop(self, fields: list[Field]) -> None:
         for field in fields:
             _release(self._children.pop(field))
-            self._forget([dot for dot, present in self._dots.items() if present == field])
+            self._forget(self._indexed().pop(field, []))
+
+    def _indexed(self) -> dict[Field, list[Dot]]:
+        if self._index is None:
+            self._index = {}
+            for dot, (field, _) in self._dots.items():
+                self._index.setdefault(field, []).append(dot)
+        return self._index
 
     # --- merging
 
     def _absorb(self, left: Any, left_seen: Context, right: Any, right_seen: Context) -> None:
         super()._absorb(left, left_seen, right, right_seen)
+        self._index = None
         mine, other = (side._children if side is not None else {} for side in (left, right))
-        for field in sorted(set(self._dots.values())):
+        for field, dots in self._indexed().items():
             child = self._adopted(field, self._made(field[1]))
             child._absorb(mine.get(field), left_seen, other.get(field), right_seen)
+            child.limit = tightest(self._dots[dot][1] for dot in dots)
 
     def _become(self, other: Any) -> None:
         super()._become(other)
+        self._index = None
         before, self._children = self._children, {}
         for field in before.keys() - other._children.keys():
             _release(before[field])
@@ -143,6 +157,7 @@ class ORMap(Merging):
 
     def _rename(self, renames: dict[Dot, Dot]) -> None:
         super()._rename(renames)
+        self._index = None
         for child in self._children.values():
             child._rename(renames)
 

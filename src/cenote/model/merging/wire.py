@@ -5,7 +5,8 @@
 Columns run in parallel: each item's dots are pairs of an actor's place and a number, one behind the other. `actors`
 is the context's vector; `cloud`, dots beyond it, and `limit` stand there only when there are some. Counters begin
 with `value`, and their `parts` are [added, taken away]; registers and logs have `stamps`; a register's winner stands
-first. A map has `fields`: name, kind, body; the fields' dots are of the map's actors, and `present` are a field's own.
+first. A map has `fields`: name, kind, body; the fields' dots are of the map's actors, and `present` are a field's own,
+with their `limits` where they have different ones.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from cenote import limits
 from cenote.errors import RejectedError
 from cenote.model import tags
 from cenote.model.clock import check_actor, check_number
-from cenote.model.merging.base import Merging
+from cenote.model.merging.base import Merging, tightest
 from cenote.model.merging.context import Context, Dot
 from cenote.model.merging.counters import GCounter, PNCounter
 from cenote.model.merging.log import AppendLog
@@ -70,8 +71,12 @@ def _body(value: Merging, plain: Plain, places: _Places) -> dict[str, Any]:
     if isinstance(value, ORMap):
         fields: dict[str, Any] = {}
         for (name, kind), child in sorted(value._children.items(), key=lambda row: row[0]):
-            present = sorted(dot for dot, field in value._dots.items() if field == (name, kind))
-            fields.setdefault(name, {})[kind] = _body(child, plain, places) | {"present": _flat(present, places)}
+            fields.setdefault(name, {})[kind] = written = _body(child, plain, places)
+            present = sorted(value._indexed()[name, kind])
+            written["present"] = _flat(present, places)
+            bounds = [value._dots[dot][1] for dot in present]
+            if set(bounds) != {child.limit}:
+                written["limits"] = bounds
         # A single name with `$` would read as a tag; SQL's projection knows `$dict`.
         body["fields"] = {"$dict": fields} if len(fields) == 1 and next(iter(fields)).startswith("$") else fields
         return body
@@ -89,14 +94,13 @@ def _fill(value: Merging, body: Any, actors: list[str], used: set[Dot]) -> None:
     if isinstance(value, ORMap):
         _fill_map(value, body["fields"], actors, used)
         return
-    limit = body.get("limit")
-    _demand(limit is None or (type(limit) is int and limit > 0), "a limit is a positive int")
-    value.limit = limit
+    value.limit = _limit(body.get("limit"))
     columns = [body[column] for column in value.COLUMNS]
     for cells, flat in zip(zip(*columns, strict=True), body["dots"], strict=True):
         payload = value._unpack(cells, tags.untag)
         dots = _dots(flat, actors)
-        _demand(bool(dots), "an item without a dot")
+        if not dots:
+            raise ValueError("an item without a dot")
         for dot in dots:
             _use(dot, value._causes.context, used)
             value._dots[dot] = payload
@@ -108,14 +112,23 @@ def _fill(value: Merging, body: Any, actors: list[str], used: set[Dot]) -> None:
 def _fill_map(board: ORMap, fields: Any, actors: list[str], used: set[Dot]) -> None:
     if len(fields) == 1 and "$dict" in fields:
         fields = fields["$dict"]
+    board._index = None
     for name, kinds in fields.items():
         for kind, body in kinds.items():
             present = _dots(body["present"], actors)
             _demand(bool(present), "a field without a dot")
-            for dot in present:
+            child = board._adopted((name, kind), KINDS[kind]())
+            _fill(child, body, actors, used)
+            bounds = body.get("limits", [child.limit] * len(present))
+            for dot, limit in zip(present, map(_limit, bounds), strict=True):
                 _use(dot, board._causes.context, used)
-                board._dots[dot] = (name, kind)
-            _fill(board._adopted((name, kind), KINDS[kind]()), body, actors, used)
+                board._dots[dot] = (name, kind), limit
+            _demand(tightest(bounds) == child.limit, "a field's limit is the least of its presences'")
+
+
+def _limit(limit: Any) -> int | None:
+    _demand(limit is None or (type(limit) is int and limit > 0), "a limit is a positive int")
+    return limit  # type: ignore[no-any-return]  # looked at in the line above
 
 
 def _flat(dots: list[Dot], places: _Places) -> list[int]:
@@ -125,16 +138,18 @@ def _flat(dots: list[Dot], places: _Places) -> list[int]:
 def _dots(flat: Any, actors: list[str]) -> list[Dot]:
     _demand(type(flat) is list and len(flat) % 2 == 0, "dots are pairs")
     dots = []
-    for place, number in zip(flat[::2], flat[1::2], strict=True):
-        _demand(type(place) is int and 0 <= place < len(actors), "a dot of no actor")
-        _demand(check_number("dot", number) > 0, "a dot's number begins with 1")
+    for place, number in zip(flat[::2], flat[1::2], strict=True):  # no calls in here: it runs for every element
+        if type(place) is not int or not 0 <= place < len(actors):
+            raise ValueError("a dot of no actor")
+        if type(number) is not int or not 0 < number <= limits.CLOCK_NUMBER_MAX:
+            raise ValueError("a dot's number is an int from 1 on")
         dots.append((actors[place], number))
     return dots
 
 
 def _use(dot: Dot, seen: Context, used: set[Dot]) -> None:
-    _demand(dot in seen, "a dot that was never seen")
-    _demand(dot not in used, "a dot stands twice")
+    if dot not in seen or dot in used:
+        raise ValueError("a dot that was never seen, or stands twice")
     used.add(dot)
 
 
