@@ -114,7 +114,7 @@ class StateConfig(_Section):
         default="lww", description="the rule for two writes that meet under one key"
     )
     resolvers: dict[str, str] = Field(
-        default_factory=dict, description="other rules by key pattern (`*`, `?`); the first that fits"
+        default={}, description="other rules by key pattern (`*`, `?`); the first that fits"
     )
     tombstone_s: Seconds = Field(default=86_400, description="how long a delete is remembered in SQL")
 
