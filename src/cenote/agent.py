@@ -176,22 +176,43 @@ class AgentState:
         )
         return await self._entry(key, stored, Tier.DISTRIBUTED_KV, None)
 
-    async def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
-        """Write several keys, each on its own: all are checked before the first is sent.
+    async def put_many(
+        self,
+        items: Mapping[str, object],
+        *,
+        ttl: timedelta | None = None,
+        atomic: bool = False,
+        if_version: Mapping[str, Version | Receipt | Entry | int] | None = None,
+    ) -> dict[str, Receipt]:
+        """Write several keys, each on its own, or all or none; all are checked before the first is sent.
+
+        Args:
+            items: values by key.
+            ttl: how long the values live; None: for ever.
+            atomic: all or none, 1,000 keys at most; `get_many` and watches never show a part of it.
+            if_version: with `atomic`: write only if these keys have these versions; 0: exists nowhere.
 
         Raises:
-            RejectedError: one cannot be carried; nothing was written.
-            PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors.
+            RejectedError: one cannot be carried, or this NATS takes no atomic batches; nothing was written.
+            PartialError: some were not acknowledged; `.done` holds receipts, `.failed` the errors. Never with `atomic`,
+                which raises as `put`.
         """
         expires_ms = self._expiry(ttl)
-        contents = [(self._target(key), content_of(value, expires_ms)) for key, value in items.items()]
+        if atomic:
+            pairs = [(self._target(key), value) for key, value in items.items()]
+            expected = {key: _version(given) for key, given in (if_version or {}).items()}
+            written = await self._machines.atomic.put(pairs, expires_ms, expected)
+            return {target.key: self._receipt(target, one) for (target, _), one in zip(pairs, written, strict=True)}
+        if if_version is not None:
+            raise RejectedError("if_version: put_many takes it with atomic=True only")
+        contents = [(self._target(key), value, content_of(value, expires_ms)) for key, value in items.items()]
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
             window = contents[start : start + limits.PUT_MANY_WINDOW]
-            writes = [self._write(target, content) for target, content in window]
+            writes = [self._write(*one) for one in window]
             outcomes = await asyncio.gather(*writes, return_exceptions=True)
-            for (target, _), outcome in zip(window, outcomes, strict=True):
+            for (target, _, _), outcome in zip(window, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     failed[target.key] = outcome
                 else:
@@ -324,8 +345,11 @@ class AgentState:
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
 
-    async def _write(self, target: Target, content: Content) -> Receipt:
+    async def _write(self, target: Target, value: object, content: Content) -> Receipt:
         """A receipt is bound to the connection of its own ack, not to that of the last of many (F-conn)."""
+        meeting = self._machines.meeting
+        if meeting.concerns(target, value):
+            return self._receipt(target, await meeting.put(target, value, content.expires_ms, self._backoff(None)))
         return self._receipt(target, await self._machines.writer.write(target, content))
 
     def _receipt(self, target: Target, stored: Stored) -> Receipt:

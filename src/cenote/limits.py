@@ -58,6 +58,9 @@ REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips 
 # --- queues and batches --------------------------------------------------------------------------------------
 MULTI_GET_SUBJECTS_MAX: Final = 1_024  # nats-server answers 413 above it
 PUT_MANY_WINDOW: Final = 1_000  # writes of one put_many in flight at a time
+ATOMIC_KEYS_MAX: Final = 1_000  # members of one atomic batch: nats-server answers 10199 above it
+ATOMIC_OPEN_MAX: Final = 4  # of one process at a time: the server holds 50 for a stream, and drops them after 10 s
+ATOMIC_WINDOW_BYTES: Final = 4 * MIB  # members of a batch on their way to the server before it is asked to go on
 FLUSH_BYTES_MAX: Final = 8 * MIB  # text of one flush statement, and the largest value on top of it
 HYDRATE_WINDOW_BYTES: Final = 4 * MIB  # clean copies on their way to KV at a time
 FOREIGN_FLUSHER_S: Final = 10  # who committed so lately may be alive: nothing is adopted (flow rule 8)
@@ -96,4 +99,6 @@ assert INLINE_BYTES_MAX + 8 * KIB < PAYLOAD_BYTES_MAX
 assert KEY_CHARS_MAX < SUBJECT_BYTES_MAX < 4_096
 # A character outside Unicode's scalar values takes 9 bytes of the subject and 5 of the SQL key, NUL 3 and 5.
 assert SUBJECT_BYTES_MAX * 5 // 3 < SQL_KEY_BYTES_MAX
+assert ATOMIC_KEYS_MAX <= MULTI_GET_SUBJECTS_MAX  # what is written together can be read together
+assert ATOMIC_WINDOW_BYTES + PAYLOAD_BYTES_MAX < WRITE_BUFFER_BYTES_MAX
 assert EMBEDDED_PORT_MIN < EMBEDDED_PORT_MAX < 32_768

@@ -136,9 +136,17 @@ class AgentState:
         work = self._agent.merge(key, value, strategy=strategy, base=base, ttl=ttl, deadline=deadline)
         return self._thread.run(work)
 
-    def put_many(self, items: Mapping[str, object], *, ttl: timedelta | None = None) -> dict[str, Receipt]:
+    def put_many(
+        self,
+        items: Mapping[str, object],
+        *,
+        ttl: timedelta | None = None,
+        atomic: bool = False,
+        if_version: Mapping[str, Version | Receipt | Entry | int] | None = None,
+    ) -> dict[str, Receipt]:
         """Write several keys; see `cenote.AgentState.put_many`. `.done` of a PartialError holds `cenote.Receipt`s."""
-        done = self._thread.run(self._agent.put_many(items, ttl=ttl))
+        conditions = None if if_version is None else {key: _bare(given) for key, given in if_version.items()}
+        done = self._thread.run(self._agent.put_many(items, ttl=ttl, atomic=atomic, if_version=conditions))
         return {key: Receipt(self._thread, receipt) for key, receipt in done.items()}
 
     def get(self, key: str, default: Any = None, *, into: type[Any] | None = None) -> Any:
@@ -282,4 +290,8 @@ class Store:
 
 
 def _condition(given: Condition) -> Version | Entry | int | None:
+    return None if given is None else _bare(given)
+
+
+def _bare(given: Version | Receipt | Entry | int) -> Version | Entry | int:
     return given.version if isinstance(given, Receipt) else given

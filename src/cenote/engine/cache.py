@@ -68,6 +68,11 @@ class Cache:
         self._slots.move_to_end(subject)
         return slot[0]
 
+    def holds(self, subject: str, stored: Stored) -> bool:
+        """Whether this very copy is still here: nothing has happened to its key since it was looked up."""
+        slot = self._slots.get(subject)
+        return slot is not None and slot[0] is stored
+
     def merging(self, subject: str) -> bool:
         """Whether the copy of `subject` is one of a value that a plain put must not replace. Of a large value only a
         reference is held here, and nothing is known."""

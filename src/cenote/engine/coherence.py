@@ -10,6 +10,9 @@ checks find what it did not tell, and either drops L1 and tells the watches:
 
 Both count from a baseline that belongs to one connection (F-conn): after a reconnect L1 is not used before the leader
 has been asked anew.
+
+The members of an atomic batch come one by one, and change L1 one by one. What is to be seen together (flow rule 24) is
+therefore not taken from L1 while the feed is within a batch, nor before it has shown all that is known of otherwise.
 """
 
 import asyncio
@@ -21,6 +24,7 @@ from cenote.engine import entries
 from cenote.engine.cache import Cache
 from cenote.engine.epoch import Epochs
 from cenote.errors import CenoteError, UnavailableError
+from cenote.kv.atomic import MEMBER, is_last
 from cenote.kv.message import Message, republished
 from cenote.kv.stream import StateStream
 from cenote.kv.watch import Feed
@@ -37,6 +41,8 @@ class Coherence:
         listening: whether the feed is followed from a known sequence on; only then may L1 be asked.
         seen: the highest sequence that the feed has shown on this connection, or need not show.
         gaps: how often something was missed.
+        within: the subject of the newest member of a batch of which the feed has not shown all; None outside of one.
+        told: the highest sequence that a watch learnt of by a listing.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class Coherence:
         self.on_gap: list[Callable[[], None]] = []
         self.seen = 0
         self.gaps = 0
+        self.within: str | None = None
+        self.told = 0
         self.met: Callable[[str, int], object] | None = None
         """Told of every event, where followers answer reads (`engine/replicas.py`)."""
         self.on_listen: Callable[[], None] | None = None
@@ -94,7 +102,7 @@ class Coherence:
     def restart(self) -> None:
         """Another connection, or another stream: what was seen says nothing about it."""
         self.listening = False
-        self.seen = 0
+        self.seen = self.told = 0
         self.gap()
 
     def probed(self, last_sequence: int) -> None:
@@ -112,9 +120,18 @@ class Coherence:
         self._owed = last_sequence
         self._until = time.monotonic() + limits.SILENCE_MS_MAX / 1000
 
+    def covers(self, sequence: int) -> bool:
+        """Whether the feed has shown everything up to there, and all that a watch has told of."""
+        return self.seen >= sequence and self.seen >= self.told
+
+    def tell(self, sequence: int) -> None:
+        """A watch has told of an entry that it did not learn from the feed."""
+        self.told = max(self.told, sequence)
+
     def gap(self) -> None:
         """Something may have been missed: drop L1, and let the watches catch up."""
         self.gaps += 1
+        self.within = None
         self._cache.clear()
         for tell in self.on_gap:
             tell()
@@ -126,6 +143,8 @@ class Coherence:
             self.seen = sequence
             if self.listening:
                 self.gap()
+        if MEMBER in header:
+            self.within = None if is_last(header) else subject
         if self.met is not None:
             self.met(subject, sequence)
         held = None

@@ -171,7 +171,7 @@ class Collector:
         held: dict[str, Message] = {}
         for start in range(0, len(targets), _LOOK_KEYS):
             with reading():
-                found = await core.messages(targets[start : start + _LOOK_KEYS])
+                found, _ = await core.messages(targets[start : start + _LOOK_KEYS])
             for subject, message in found.items():
                 held[subject] = message if len(message.payload) < limits.KIB else message._replace(payload=b"")
         if core.link.generation != self._generation:

@@ -9,7 +9,7 @@ L1, that flushes nothing, need not ask so often while all is well.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -169,9 +169,17 @@ class Core:
 
     def admit(self, size: int = 0, *, deleting: bool) -> None:
         """Refuse a write before anything is sent, when the store is closed or there is no room (I15)."""
+        self._demand_open()
+        self.fullness.admit(size, deleting=deleting)
+
+    def admit_all(self, sizes: Sequence[int]) -> None:
+        """The same for writes that are taken all or none."""
+        self._demand_open()
+        self.fullness.admit_all(sizes)
+
+    def _demand_open(self) -> None:
         if self._closed:
             raise SetupError("this store is closed", hint="open it again with cenote.open()")
-        self.fullness.admit(size, deleting=deleting)
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -237,16 +245,17 @@ class Core:
         """How long the next attempt of a call may take: `kv.request_timeout_ms`, or what is left of its deadline."""
         return max(1, min(self.config.kv.request_timeout_ms, int(backoff.left_ms)))
 
-    async def messages(self, targets: list[Target]) -> dict[str, Message]:
-        """Many keys' messages by subject; one snapshot (at most 1,024 keys) unless they are too large for one."""
+    async def messages(self, targets: list[Target]) -> tuple[dict[str, Message], int | None]:
+        """Many keys' messages by subject (at most 1,024 keys), and the sequence up to which they are one snapshot;
+        None when nothing was found, or they are too large for one answer and were read one by one."""
         if self.replicas is not None:
             return await self.replicas.messages(targets, self.config.kv.request_timeout_ms)
         try:
-            messages, _ = await self.stream.multi_get([target.subject for target in targets])
+            messages, end = await self.stream.multi_get([target.subject for target in targets])
         except TooManyResults:
             answers = await asyncio.gather(*(self.message(target) for target in targets))
-            return {message.subject: message for message in answers if message is not None}
-        return {message.subject: message for message in messages}
+            return {message.subject: message for message in answers if message is not None}, None
+        return {message.subject: message for message in messages}, end
 
     async def live(self, filter_subject: str, first: int = 1) -> AsyncIterator[Message]:
         """Live entries in sequence order. UnavailableError when the listing cannot be completed: it is never short."""

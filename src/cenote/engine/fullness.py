@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from cenote.config import Config
@@ -88,6 +88,19 @@ class Fullness:
                     raise _full(max(self.share, FULL_SHARE))
         self._admitted += 1
         self._admitted_bytes += size + _ENTRY_BYTES
+
+    def admit_all(self, sizes: Sequence[int]) -> None:
+        """Count writes that are taken all or none; raises as `admit`, and counts none then."""
+        since, since_bytes = self._admitted - self._counted, self._admitted_bytes - self._counted_bytes
+        size = sum(sizes) + len(sizes) * _ENTRY_BYTES
+        if since + len(sizes) > self._count_max - self._dirty:
+            self._look_soon()
+            raise _behind(self._dirty + since)
+        if since_bytes + size > self._bytes_full - self._bytes:
+            self._look_soon()
+            raise _full(max(self.share, FULL_SHARE))
+        self._admitted += len(sizes)
+        self._admitted_bytes += size
 
     def refused(self) -> None:
         """The server itself had no room: look, and let the flusher know, whose view may be another."""

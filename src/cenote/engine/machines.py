@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from cenote.engine.atomic import Atomic
 from cenote.engine.conflict_log import ConflictLog
 from cenote.engine.core import Core
 from cenote.engine.flusher import Flusher
@@ -23,6 +24,7 @@ class Machines:
     core: Core
     writer: Writer
     meeting: Meeting
+    atomic: Atomic
     reader: Reader
     hydrator: Hydrator
     lease: Lease
@@ -42,4 +44,5 @@ def build(core: Core) -> Machines:
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     writer = Writer(core, hydrator)
     meeting = Meeting(core, writer, ConflictLog(core, writer))
-    return Machines(core, writer, meeting, Reader(core, hydrator), hydrator, lease, board, flusher)
+    atomic = Atomic(core, writer, meeting)
+    return Machines(core, writer, meeting, atomic, Reader(core, hydrator), hydrator, lease, board, flusher)

@@ -4,7 +4,8 @@ KV, tombstones included, is authoritative for what it holds; only what it does n
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import NamedTuple
 
 from cenote import limits, points
 from cenote.engine import entries
@@ -17,10 +18,12 @@ from cenote.errors import CodecError, UnavailableError
 from cenote.kv.deadline import patient
 from cenote.kv.message import Message
 from cenote.model import key as keys
-from cenote.model.entry import Stored, Tier
+from cenote.model.entry import Stored, Tier, Version
 from cenote.retry import Backoff
 
 Found = tuple[Stored, Tier]
+_LOOKS_MAX = 3
+_NEVER = Version(0, 0)
 _Outcome = tuple[Found | None, UnavailableError | None]
 _CANCELLED: _Outcome = (None, UnavailableError("the read was cancelled"))
 
@@ -33,6 +36,19 @@ class _Flight:
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
         self.shared: asyncio.Future[_Outcome] | None = None
+
+
+class _View(NamedTuple):
+    """One look at many keys: what KV holds, at which position, what SQL holds of the rest, and what a fill of L1 and a
+    hydration need to know."""
+
+    position: int | None
+    found: dict[str, Found]
+    rows: dict[str, Stored]
+    absent: dict[str, tuple[Target, int]]
+    tickets: list[Ticket]
+    generation: int
+    t0_ms: int
 
 
 class Reader:
@@ -128,41 +144,92 @@ class Reader:
         return (entries.from_row(row), Tier.RELATIONAL_DB), over
 
     async def read_many(self, targets: Sequence[Target]) -> dict[str, Found]:
-        """The states of many keys of one agent, by key, without the absent ones."""
+        """The states of many keys of one agent, by key, without the absent ones; up to 1,024 of them as they were
+        together at one moment (flow rule 24)."""
         core = self._core
         backoff = Backoff(patient(core.config.retry), core.config.kv.deadline_ms)
-        found: dict[str, Found] = {}
         wanted = {target.subject: target for target in targets}
-        for subject, target in list(wanted.items()):
-            copy = core.cache.lookup(subject) if core.coherence.listening else None
-            if copy is not None:
-                found[target.key] = (copy, Tier.MEMORY_CACHE)
-                del wanted[subject]
-        rest = list(wanted.values())
+        copies = self._copies(wanted)
+        found: dict[str, Found] = {wanted[subject].key: (copy, Tier.MEMORY_CACHE) for subject, copy in copies.items()}
+        rest = [target for subject, target in wanted.items() if subject not in copies]
+        position = 0
         for start in range(0, len(rest), limits.MULTI_GET_SUBJECTS_MAX):
-            chunk = rest[start : start + limits.MULTI_GET_SUBJECTS_MAX]
-            while True:
-                try:
-                    with reading():
-                        async with asyncio.timeout(backoff.left_ms / 1000):
-                            found |= await self._load_many(chunk)
-                    break
-                except TimeoutError as error:
-                    raise UnavailableError("the keys could not be read in time") from error
-                except UnavailableError as error:
-                    await backoff.pause(error)
+            more, position = await self._load_patiently(rest[start : start + limits.MULTI_GET_SUBJECTS_MAX], backoff)
+            found |= more
+        if len(wanted) <= limits.MULTI_GET_SUBJECTS_MAX and not self._together(copies, position, mixed=bool(rest)):
+            found, _ = await self._load_patiently(list(wanted.values()), backoff)
         now_ms = core.now_ms()
         return {key: pair for key, pair in found.items() if not entries.gone(pair[0], now_ms)}
 
-    async def _load_many(self, targets: list[Target]) -> dict[str, Found]:
+    def _copies(self, wanted: Mapping[str, Target]) -> dict[str, Stored]:
+        """What L1 holds, unless the feed is in the midst of a batch of this agent: then L1 holds half of it."""
+        core = self._core
+        if not core.coherence.listening or not wanted:
+            return {}
+        within = core.coherence.within
+        if within is not None and core.split(within)[0] == next(iter(wanted.values())).agent.token:
+            return {}
+        copies = ((subject, core.cache.lookup(subject)) for subject in wanted)
+        return {subject: copy for subject, copy in copies if copy is not None}
+
+    def _together(self, copies: Mapping[str, Stored], position: int, *, mixed: bool) -> bool:
+        """Whether these copies belong together with what KV and SQL held at `position`: the feed has shown everything
+        up to there and to the newest copy, and nothing has happened to a copy meanwhile."""
+        core = self._core
+        for subject, copy in copies.items():
+            epoch, revision = copy.version
+            if epoch > core.epochs.newest or (mixed and not core.cache.holds(subject, copy)):
+                return False
+            if epoch == core.epochs.newest and revision > position:
+                position = revision
+        return not copies or core.coherence.covers(position)
+
+    async def _load_patiently(self, targets: list[Target], backoff: Backoff) -> tuple[dict[str, Found], int]:
+        while True:
+            try:
+                with reading():
+                    async with asyncio.timeout(backoff.left_ms / 1000):
+                        return await self._load_many(targets)
+            except TimeoutError as error:
+                raise UnavailableError("the keys could not be read in time") from error
+            except UnavailableError as error:
+                await backoff.pause(error)
+
+    async def _load_many(self, targets: list[Target]) -> tuple[dict[str, Found], int]:
+        """The states of up to 1,024 keys in KV and SQL, and the position in the stream at which they were together.
+
+        KV's answer is one snapshot. What it lacks SQL is asked for later; so if SQL shows anything above the snapshot,
+        or of an epoch that we do not know yet, both are asked again. Where there is no one snapshot, for nothing was
+        found or it is too large for one answer, a position that the stream had reached before takes its place.
+        """
         core = self._core
         if core.mended != core.link.generation:
             await until_mended(core, core.config.kv.deadline_ms)  # the caller's own deadline is around it
         if not core.coherence.listening:
             await core.coherence.listen()
+        floor = core.coherence.seen
+        for look in range(_LOOKS_MAX):
+            view = await self._look(targets)
+            position = floor if view.position is None else view.position
+            known = [stored.version for stored in view.rows.values()]
+            if view.position is None and look + 1 < _LOOKS_MAX:
+                # Many large values that are written all the time would else never be read at all: they alone are
+                # not promised to be together.
+                known += [stored.version for stored, _ in view.found.values()]
+            if max(known, default=_NEVER) <= Version(core.epochs.newest, position):
+                return await self._believe(targets, view), position
+            if max(known).epoch > core.epochs.newest:
+                await core.probe_once()
+            floor = (await core.stream.info()).last_seq
+        raise UnavailableError("PostgreSQL showed newer entries than NATS again and again")
+
+    async def _look(self, targets: list[Target]) -> _View:
+        core = self._core
         tickets = [core.cache.ticket(target.subject) for target in targets]
         generation, t0_ms = core.link.generation, core.link.server_now_ms()
-        messages = await core.messages(targets)
+        messages, position = await core.messages(targets)
+        if points.armed:
+            await points.hit("read.snapshot")
         found: dict[str, Found] = {}
         absent: dict[str, tuple[Target, int]] = {}
         for target in targets:
@@ -172,18 +239,26 @@ class Reader:
                 found[target.key] = (stored, Tier.DISTRIBUTED_KV)
             else:
                 absent[target.row_key] = (target, 0 if message is None else message.sequence)
-        if absent:
-            offers = []
-            for row in await core.table.read_many(targets[0].agent.id, list(absent)):
-                target, over = absent[row.key]
-                stored = entries.from_row(row)
-                if not stored.deleted:
-                    found[target.key] = (stored, Tier.RELATIONAL_DB)
-                    offers.append(
-                        self._hydrator.offer(target.wire, stored, t0_ms=t0_ms, over=over, generation=generation)
-                    )
+        rows = await core.table.read_many(targets[0].agent.id, list(absent)) if absent else []
+        return _View(
+            position, found, {row.key: entries.from_row(row) for row in rows}, absent, tickets, generation, t0_ms
+        )
+
+    async def _believe(self, targets: list[Target], view: _View) -> dict[str, Found]:
+        """Show what was looked at: offer to KV what only SQL holds, and fill L1."""
+        core, found = self._core, dict(view.found)
+        offers = []
+        for row_key, stored in view.rows.items():
+            if stored.deleted:
+                continue
+            target, over = view.absent[row_key]
+            found[target.key] = (stored, Tier.RELATIONAL_DB)
+            offers.append(
+                self._hydrator.offer(target.wire, stored, t0_ms=view.t0_ms, over=over, generation=view.generation)
+            )
+        if offers:
             await asyncio.gather(*offers)
-        for target, ticket in zip(targets, tickets, strict=True):
+        for target, ticket in zip(targets, view.tickets, strict=True):
             pair = found.get(target.key)
             core.counts.hit(pair)
             if pair is not None:

@@ -66,39 +66,39 @@ class Replicas:
         """A key's message as the leader has it. Each attempt is short: without a leader nobody answers."""
         return await self._stream.leader_get(target.subject, min(timeout_ms, QUESTION_MS))
 
-    async def messages(self, targets: Sequence[Target], timeout_ms: int) -> dict[str, Message]:
-        """Many keys' messages by subject; one snapshot, unless they are too large for one answer."""
+    async def messages(self, targets: Sequence[Target], timeout_ms: int) -> tuple[dict[str, Message], int | None]:
+        """Many keys' messages by subject, and the sequence up to which they are one snapshot; None when they are none,
+        as they are too large for one answer or the replica that was asked holds none of them."""
         try:
-            found = await self._snapshot(targets)
+            found, end = await self._snapshot(targets)
         except TooManyResults:
-            found = None
-        if found is None:
-            found = {}
+            found, end = {}, None
+        if end is None:
             for start in range(0, len(targets), _SIDE_BY_SIDE):
                 some = targets[start : start + _SIDE_BY_SIDE]
                 answers = await asyncio.gather(*(self.message(target, timeout_ms) for target in some))
                 found |= {message.subject: message for message in answers if message is not None}
         for subject, message in found.items():
             self.met(subject, message.sequence)
-        return found
+        return found, end
 
-    async def _snapshot(self, targets: Sequence[Target]) -> dict[str, Message] | None:
-        """All keys from one replica. Where it does not convince, one that has come as far as the leader is asked: what
-        that one lacks is absent. None when it does not say how far it has come, for it holds none of the keys."""
+    async def _snapshot(self, targets: Sequence[Target]) -> tuple[dict[str, Message], int | None]:
+        """All keys from one replica, and how far it has come. Where it does not convince, one that has come as far as
+        the leader is asked: what that one lacks is absent. None when it does not say so, for it holds none of them."""
         subjects = [target.subject for target in targets]
         end: int | None = None
         until = time.monotonic() + QUESTION_MS / 1000
         while True:
             messages, position = await self._stream.multi_get(subjects)
             if position is None:
-                return None
+                return {}, None
             found = {message.subject: message for message in messages}
             if end is None:
                 if self._coherence and all(self._believed(one, found.get(one)) for one in subjects):
-                    return found
+                    return found, position
                 end = (await self._stream.info()).last_seq
             if position >= end:
-                return found
+                return found, position
             if time.monotonic() > until:
                 raise UnavailableError("the followers of the stream lag behind its leader", tier="DISTRIBUTED_KV")
             await asyncio.sleep(_PAUSE_S)

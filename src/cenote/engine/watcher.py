@@ -173,6 +173,7 @@ class Watch:
             await until_mended(core, core.config.kv.deadline_ms)
         start = Version(core.epochs.newest, core.last_sequence)
         self._start = start.revision
+        core.coherence.tell(start.revision)
         first = after.revision + 1 if after.epoch == core.epochs.newest else 1
         base = core.stream.prefix
         seen: set[str] = set()
@@ -180,6 +181,7 @@ class Watch:
         async for message in core.live(f"{base}{self._agent.token}.>" if self._agent else f"{base}>", first):
             if message.sequence > start.revision:
                 listed[message.subject] = message.sequence
+                core.coherence.tell(message.sequence)
             entry = await self._listed_entry(message, after, seen)
             if entry is not None and not (live_only and entry.change != "put"):
                 yield entry
@@ -199,6 +201,8 @@ class Watch:
             if self._ref(ref.token) is None or keys.subject(base, ref, key) in seen:
                 continue
             stored = entries.from_row(row)
+            if stored.version.epoch == core.epochs.newest:
+                core.coherence.tell(stored.version.revision)
             if live_only and core.gone(stored):
                 continue
             entry = await self._of_stored(ref, key, stored, Tier.RELATIONAL_DB)

@@ -38,7 +38,7 @@ class Content(NamedTuple):
 TOMBSTONE = Content(entries.NO_VALUE, b"", None, True)
 
 
-class _Sent(NamedTuple):
+class Sent(NamedTuple):
     """What is noted before a write is sent: L1's ticket, the KV server's time, ours, and where the stream ended at
     the last look."""
 
@@ -86,8 +86,8 @@ class Writer:
         if large:
             content, _ = await self.placed(target, content)
         operation = self._operation()
-        header = _header(content, operation, core.format)
-        sent = self._begin(target)
+        header = header_lines(content, operation, core.format)
+        sent = self.begin(target)
         try:
             try:
                 sequence = await self._send(target, header, content.body, self._timeout_ms)
@@ -100,7 +100,7 @@ class Writer:
             raise
         if points.armed:
             await points.hit("write.acked")
-        return self._done(target, content, sequence, operation, sent)
+        return self.done(target, content, sequence, operation, sent)
 
     async def _send(self, target: Target, header: bytes, body: bytes, timeout_ms: int) -> int:
         if points.armed:
@@ -142,8 +142,8 @@ class Writer:
         core = self._core
         if points.armed:
             await points.hit("write.compared")
-        header = _header(content, operation, core.format)
-        sent = self._begin(target)
+        header = header_lines(content, operation, core.format)
+        sent = self.begin(target)
         lost = False
         try:
             while True:
@@ -156,15 +156,15 @@ class Writer:
                     reply = await core.stream.publish_nowait(
                         target.wire, header, content.body, timeout_ms, base.held.sequence
                     )
-                    return self._done(target, content, sequence_of(reply), operation, sent)
+                    return self.done(target, content, sequence_of(reply), operation, sent)
                 except _DoneBefore as done:
-                    return self._done(target, content, done.sequence, operation, sent)
+                    return self.done(target, content, done.sequence, operation, sent)
                 except WrongSequence:
                     if not lost:
                         core.cache.forget(target.subject)
                         return None
                     sequence = await self._settle(target, operation, backoff, None)
-                    return self._done(target, content, sequence, operation, sent)
+                    return self.done(target, content, sequence, operation, sent)
                 except AnswerLost as error:
                     # The same operation over the same base can take effect once only, so it may be sent again.
                     lost = True
@@ -274,12 +274,14 @@ class Writer:
             raise _unknown(target) from cause
         return found.sequence
 
-    def _begin(self, target: Target) -> _Sent:
+    def begin(self, target: Target) -> Sent:
+        """To be called before a write is sent."""
         core = self._core
         ticket = core.cache.ticket(target.subject) if core.coherence.listening else None
-        return _Sent(ticket, core.sent_ms(), time.monotonic(), core.seen_sequence)
+        return Sent(ticket, core.sent_ms(), time.monotonic(), core.seen_sequence)
 
-    def _done(self, target: Target, content: Content, sequence: int, operation: str, sent: _Sent) -> Stored:
+    def done(self, target: Target, content: Content, sequence: int, operation: str, sent: Sent) -> Stored:
+        """A write was acknowledged under this sequence: take it into L1, and count it."""
         core = self._core
         version = Version(core.epochs.newest, sequence)
         # An ack carries no time. The moment of sending is a lower bound, which is also what a receipt needs.
@@ -334,6 +336,7 @@ def _conflict(target: Target, expected: Version | None, actual: Version | None) 
     )
 
 
-def _header(content: Content, operation: str, form: int) -> bytes:
+def header_lines(content: Content, operation: str, form: int) -> bytes:
+    """The header of an entry with this content."""
     line = entry.header(content.codec, operation, content.expires_ms, form=form)
     return line + entries.TOMBSTONE if content.deleted else line

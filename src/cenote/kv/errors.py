@@ -60,6 +60,10 @@ class NoSpace(JsError, BackpressureError):
     """The server or the account has no room for more; nothing was stored."""
 
 
+class NoBatches(JsError):
+    """The stream takes no atomic batches."""
+
+
 class TooManyResults(JsError):
     """The read matches more entries than the server gives in one answer (1,024)."""
 
@@ -79,6 +83,9 @@ _KINDS: dict[int, type[JsError]] = {
     10023: NoSpace,  # insufficient resources
     10028: NoSpace,  # insufficient memory resources
     10047: NoSpace,  # insufficient storage resources
+    10174: NoBatches,
+    10176: JsUnavailable,  # members of a batch are missing: the server gave it up, as after a change of leader
+    10210: JsUnavailable,  # 50 batches are open on this stream
     10014: JsNotFound,  # consumer
     10037: JsNotFound,  # message
     10059: JsNotFound,  # stream
