@@ -77,9 +77,30 @@ class Worker:
         else:
             self._journal.refused(intent)
 
+    async def write_together(self, keys: list[str]) -> None:
+        """An atomic batch, half of the time under a condition for one of its keys."""
+        self._numbers += 1
+        values = {key: f"{self._name}.{self._numbers}.{key}" for key in keys}
+        agent = self._store.agent(AGENT)
+        intents = [self._journal.begin("write", key, value) for key, value in values.items()]
+        try:
+            expected = {keys[0]: await agent.entry(keys[0])} if self._dice.random() < 0.5 else None
+            await agent.put_many(values, atomic=True, if_version=expected)
+        except cenote.OutcomeUnknownError:
+            return
+        except (cenote.UnavailableError, cenote.ConflictError, cenote.NotFoundError):
+            for intent in intents:
+                self._journal.refused(intent)
+            return
+        for intent in intents:
+            self._journal.end(intent)
+
     async def write_for_ever(self) -> None:
         while True:
-            await self.write(self._dice.choice(HOT))
+            if self._dice.random() < 0.1:
+                await self.write_together(self._dice.sample(HOT[:-1], 3))
+            else:
+                await self.write(self._dice.choice(HOT))
             await asyncio.sleep(self._dice.random() * 0.004)
 
     async def read_for_ever(self) -> None:

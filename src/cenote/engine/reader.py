@@ -229,7 +229,7 @@ class Reader:
         generation, t0_ms = core.link.generation, core.link.server_now_ms()
         messages, position = await core.messages(targets)
         if points.armed:
-            await points.hit("read.snapshot")
+            await points.hit("read.answered")
         found: dict[str, Found] = {}
         absent: dict[str, tuple[Target, int]] = {}
         for target in targets:
