@@ -7,6 +7,7 @@ command -v git >/dev/null || missing+=(git)
 command -v make >/dev/null || missing+=(make)
 "$(dirname "$0")/python.sh" >/dev/null 2>&1 || missing+=(python3 python3-venv python3-pip)
 [ -x /usr/lib/postgresql/15/bin/postgres ] || missing+=(postgresql-15) # the second PostgreSQL of `make judge`
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime) # wrong clocks of `make judge`
 
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
