@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cenote.conflict import Side as Side
     from cenote.conflict import Strategy as Strategy
     from cenote.conflict import resolve as resolve
+    from cenote.engine.counters import SwarmCounter as SwarmCounter
     from cenote.engine.hydrator import Hydrated as Hydrated
     from cenote.engine.monitor import Stats as Stats
     from cenote.engine.receipt import Receipt as Receipt
@@ -101,6 +102,7 @@ _BESIDE = {
     "Side": "conflict",
     "Strategy": "conflict",
     "resolve": "conflict",
+    "SwarmCounter": "engine.counters",
     "UnresolvedError": "errors",
     "HybridClock": "model.clock",
     "VectorClock": "model.clock",

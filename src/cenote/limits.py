@@ -50,6 +50,11 @@ ACK_PROGRESS_MS: Final = 1_000  # a flusher that still holds entries says so thi
 UNKNOWN_FORMAT_DELAY_S: Final = 30  # an entry of an unknown format is offered again after this (rule 22)
 PRUNE_LOOKS: Final = 25  # each so many looks at PostgreSQL, 10 s, the oldest commits of the change feed are …
 PRUNE_COMMITS_MAX: Final = 2_000  # … removed, so many at a time: more than a flusher can make in that time
+COUNTER_WINDOW_S: Final = 30  # the server remembers so long which increments it has counted …
+COUNTER_DOUBT_S: Final = 20  # … and nothing is concluded from that later than this after the first attempt
+COUNTER_LOOK_MS: Final = 250  # the active flusher looks so often for new totals …
+COUNTER_LOOK_CALM_MS: Final = 1_000  # … or so often, when there were none
+COUNTERS_PAGE: Final = 1_000  # totals of one flush
 SWEEP_S_MAX: Final = 300  # so often at least the active flusher looks for what may leave SQL (rules 12, 20, 21)
 BLOB_UNREFERENCED_S: Final = 86_400  # a blob that nothing refers to leaves SQL after a day (rule 20)
 FLUSHER_FORGOTTEN_S: Final = 86_400  # a flusher that committed nothing for a day is not told of any more
@@ -101,4 +106,5 @@ assert KEY_CHARS_MAX < SUBJECT_BYTES_MAX < 4_096
 assert SUBJECT_BYTES_MAX * 5 // 3 < SQL_KEY_BYTES_MAX
 assert ATOMIC_KEYS_MAX <= MULTI_GET_SUBJECTS_MAX  # what is written together can be read together
 assert ATOMIC_WINDOW_BYTES + PAYLOAD_BYTES_MAX < WRITE_BUFFER_BYTES_MAX
+assert COUNTER_DOUBT_S < COUNTER_WINDOW_S
 assert EMBEDDED_PORT_MIN < EMBEDDED_PORT_MAX < 32_768

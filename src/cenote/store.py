@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Generator
 from datetime import timedelta
 from types import TracebackType
@@ -16,6 +17,7 @@ from cenote.embedded.servers import Servers
 from cenote.engine import monitor
 from cenote.engine.barrier import Barrier
 from cenote.engine.changes import Change, Changes
+from cenote.engine.counters import SwarmCounter
 from cenote.engine.machines import Machines
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError
@@ -43,6 +45,17 @@ class Store:
         200 characters, compared exactly. Costs nothing and asks no server. RejectedError when it cannot be a name."""
         return AgentState(self._machines, agent_ref(agent_id))
 
+    def counter(self, name: str) -> SwarmCounter:
+        """A number that everybody may add to at once, named by 1 to 512 characters. Costs nothing and asks no server.
+        RejectedError when it cannot be a name."""
+        return SwarmCounter(self._machines.counters, name)
+
+    async def counters(self, prefix: str = "") -> AsyncIterator[tuple[str, int]]:
+        """Every counter whose name begins with `prefix`, with its total, in no order. UnavailableError when NATS cannot
+        be reached."""
+        async for name, total in self._machines.counters.totals(prefix):
+            yield name, total
+
     async def flush(self, timeout: timedelta | float | None = None) -> None:
         """Wait until everything acknowledged so far, by anyone, is in SQL.
 
@@ -50,7 +63,10 @@ class Store:
             NotDurableError: not within `timeout`; nothing is lost.
             OutcomeUnknownError: the connection to NATS was replaced meanwhile; call it again.
         """
-        await Barrier(self._core).everything(seconds(timeout, "timeout"))
+        timeout_s, began = seconds(timeout, "timeout"), time.monotonic()
+        await Barrier(self._core).everything(timeout_s)
+        left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
+        await self._machines.counter_flush.everything(left_s)
 
     async def stats(self) -> monitor.Stats:
         """Counts, lag and violations; see `Stats`. UnavailableError when KV cannot be reached."""
@@ -99,12 +115,9 @@ class Store:
         self._closed = True
         core = self._core
         drain_s = self.config.flush.drain_ms / 1000
-        if core.own_sequence and drain_s and core.link.connected:
+        if drain_s and core.link.connected:
             try:
-                if await self._nobody_flushes():
-                    log.warning("left while no process flushes; what PostgreSQL lacks is safe in KV")
-                else:
-                    await Barrier(core).everything(drain_s, up_to=core.own_sequence)
+                await self._drain(drain_s)
             except NotDurableError:
                 log.warning("left before PostgreSQL had everything; the rest is safe in KV")
             except CenoteError as error:
@@ -112,6 +125,16 @@ class Store:
         await close_machines(self._machines, self._core.db)
         if self._servers is not None:
             await self._servers.release()
+
+    async def _drain(self, drain_s: float) -> None:
+        core, machines, began = self._core, self._machines, time.monotonic()
+        if core.own_sequence:
+            if await self._nobody_flushes():
+                log.warning("left while no process flushes; what PostgreSQL lacks is safe in KV")
+                return
+            await Barrier(core).everything(drain_s, up_to=core.own_sequence)
+        if machines.counters.counted:
+            await machines.counter_flush.everything(max(0.0, drain_s - (time.monotonic() - began)))
 
     async def _nobody_flushes(self) -> bool:
         board = await self._machines.lease.read()

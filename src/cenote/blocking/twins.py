@@ -18,6 +18,7 @@ from cenote.agent import Durability
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.thread import LoopThread
 from cenote.config import Config
+from cenote.engine import counters
 from cenote.engine import receipt as receipts
 from cenote.engine.changes import Change
 from cenote.engine.hydrator import Hydrated
@@ -219,6 +220,30 @@ class Typed(Generic[T]):
         return Receipt(self._thread, self._thread.run(self._typed.delete(if_version=_condition(if_version))))
 
 
+class SwarmCounter:
+    """See `cenote.SwarmCounter`. Get it from `store.counter()`; threads may share it."""
+
+    def __init__(self, thread: LoopThread, counter: counters.SwarmCounter) -> None:
+        self._thread = thread
+        self._counter = counter
+
+    @property
+    def name(self) -> str:
+        """How it was named."""
+        return self._counter.name
+
+    def __repr__(self) -> str:
+        return repr(self._counter)
+
+    def add(self, n: int = 1) -> int:
+        """Add to it; the new total; see `cenote.SwarmCounter.add`."""
+        return self._thread.run(self._counter.add(n))
+
+    def value(self) -> int:
+        """The total now; see `cenote.SwarmCounter.value`."""
+        return self._thread.run(self._counter.value())
+
+
 class Store:
     """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
 
@@ -241,6 +266,14 @@ class Store:
     def agent(self, agent_id: str | UUID) -> AgentState:
         """The state of one agent; see `cenote.Store.agent`."""
         return AgentState(self._thread, self._store.agent(agent_id))
+
+    def counter(self, name: str) -> SwarmCounter:
+        """A number that everybody may add to; see `cenote.Store.counter`."""
+        return SwarmCounter(self._thread, self._store.counter(name))
+
+    def counters(self, prefix: str = "") -> Iteration[tuple[str, int]]:
+        """Every counter with its total; see `cenote.Store.counters`."""
+        return Iteration(self._thread, self._store.counters(prefix), page=_PAGE)
 
     def flush(self, timeout: timedelta | float | None = None) -> None:
         """Wait until everything acknowledged so far is in SQL; see `cenote.Store.flush`."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from cenote.engine.atomic import Atomic
 from cenote.engine.conflict_log import ConflictLog
 from cenote.engine.core import Core
+from cenote.engine.counter_flush import CounterFlush
+from cenote.engine.counters import Counters
 from cenote.engine.flusher import Flusher
 from cenote.engine.hydrator import Hydrator
 from cenote.engine.lease import Board, Lease
@@ -30,6 +32,8 @@ class Machines:
     lease: Lease
     board: Board
     flusher: Flusher | None
+    counters: Counters
+    counter_flush: CounterFlush
 
 
 def build(core: Core) -> Machines:
@@ -44,5 +48,7 @@ def build(core: Core) -> Machines:
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     writer = Writer(core, hydrator)
     meeting = Meeting(core, writer, ConflictLog(core, writer))
-    atomic = Atomic(core, writer, meeting)
-    return Machines(core, writer, meeting, atomic, Reader(core, hydrator), hydrator, lease, board, flusher)
+    return Machines(
+        core, writer, meeting, Atomic(core, writer, meeting), Reader(core, hydrator), hydrator, lease, board, flusher,
+        Counters(core), CounterFlush(core),
+    )  # fmt: skip

@@ -11,6 +11,7 @@ import logging
 from cenote import limits
 from cenote.engine.collector import Collector
 from cenote.engine.core import Core
+from cenote.engine.counter_flush import CounterFlush
 from cenote.engine.epoch import DURABLE_KEY
 from cenote.engine.evictor import Evictor
 from cenote.engine.hand import OVERLAP, Hand, ShiftOver, Tenure
@@ -50,6 +51,7 @@ class Shift:
             self._lineage.keep(),
             Evictor(core, tenure.durable, self._lineage).run(),
             Collector(core, tenure.durable, tenure.guard, hand.overlap, OVERLAP).run(),
+            CounterFlush(core).run(),
         )
 
     async def _begin(self) -> Tenure:

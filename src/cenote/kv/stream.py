@@ -27,12 +27,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class StateStream:
-    """The stream under AGENT_STATE on one link."""
+    """The stream under AGENT_STATE, or under another bucket that is to be read, on one link."""
 
-    def __init__(self, link: Link, names: Names, *, timeout_ms: int = 5000) -> None:
+    def __init__(self, link: Link, names: Names, *, timeout_ms: int = 5000, bucket: str = AGENT_STATE) -> None:
         self.link = link
-        self.name = names.stream(AGENT_STATE)
-        self.prefix = names.subject(AGENT_STATE)
+        self.name = names.stream(bucket)
+        self.prefix = names.subject(bucket)
         self._timeout_ms = timeout_ms
         self._direct = b"$JS.API.DIRECT.GET." + self.name.encode()
         self._direct_key = self._direct + b"."
