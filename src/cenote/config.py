@@ -5,6 +5,7 @@ An unknown key is an error wherever it stands. Secrets are printed masked; `.get
 A `Config` never changes; `load` makes another.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -171,6 +172,8 @@ def _fields(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)  # as the environment takes it
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 

@@ -31,7 +31,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "kv.deadline_ms": 15000, "kv.fast_lane": True,
         "sql.pool_min": 2, "sql.pool_max": 10, "sql.acquire_timeout_s": 30, "sql.idle_timeout_s": 600,
         "sql.max_lifetime_s": 7200, "sql.search_index": "off",
-        "state.ttl_s": 1800, "state.resolver": "lww", "state.tombstone_s": 86400,
+        "state.ttl_s": 1800, "state.resolver": "lww", "state.resolvers": "{}",
+        "state.tombstone_s": 86400,
         "session.ttl_s": 3600, "cache.ttl_s": 300,
         "memory.entries_max": 10000, "memory.bytes_max": 67108864, "memory.ttl_s": 60,
         "flush.enabled": True, "flush.active_max": 1, "flush.threshold_count": 50, "flush.interval_ms": 20,
@@ -237,3 +238,10 @@ def test_the_names_of_a_namespace() -> None:
 
 def test_the_longest_namespace_fits_a_postgresql_name() -> None:
     assert len(Names("n" * limits.NAMESPACE_CHARS_MAX).schema_name("knowledge")) <= 63
+
+
+def test_resolvers_by_pattern_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CENOTE_STATE__RESOLVERS", '{"votes*": "crdt"}')
+    config = load()
+    assert config.state.resolvers == {"votes*": "crdt"}
+    assert shown(config)["state.resolvers"] == '{"votes*": "crdt"}'
