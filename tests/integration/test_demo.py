@@ -35,6 +35,8 @@ def test_nothing_is_lost_though_a_worker_and_both_servers_are_killed(tmp_path: P
     assert figures["writes_acked"] > 2 * figures["agents"]
     assert min(figures[name] for name in ("rows", "coalesced", "evicted", "hydrated", "recovered")) > 0
     assert figures["lost"] == 0
+    assert 2 * figures["agents"] - figures["shares_in_doubt"] <= figures["shares_acked"]
+    assert figures["shares_in_doubt"] < figures["agents"] / 5
     assert None not in figures["lag_ms"].values()
     assert not list((tmp_path / "t").iterdir()), "the demo left something behind"
 

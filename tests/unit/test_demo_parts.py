@@ -1,13 +1,16 @@
 """The parts of the demo that judge: a verdict that cannot find a loss would be worth nothing."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import cenote
+from cenote.demo import shared
 from cenote.demo.journal import Book, Journal, Promise, digest
 from cenote.demo.report import Figures
 from cenote.demo.survey import modules, steps
-from cenote.demo.verify import differences, losses
+from cenote.demo.verify import differences, losses, shared_losses
 
 SOURCE = b'''"""A caf\xc3\xa9."""
 import os
@@ -90,9 +93,11 @@ def test_the_verdict(journal: Path, row: tuple[tuple[int, int], dict[str, int]] 
     assert all(why in loss.why for loss in found)
 
 
-@pytest.mark.parametrize("figure", ["evicted", "hydrated", "coalesced", "recovered", "nats", "lost", None])
+@pytest.mark.parametrize(
+    "figure", ["evicted", "hydrated", "coalesced", "shares_acked", "recovered", "nats", "lost", None]
+)
 def test_a_run_in_which_something_did_not_happen_is_no_success(figure: str | None) -> None:
-    figures = Figures(20, 1, True, evicted=1, hydrated=1, coalesced=1, recovered=1)
+    figures = Figures(20, 1, True, evicted=1, hydrated=1, coalesced=1, shares_acked=1, recovered=1)
     figures.kills = {"worker": 1, "nats": 1, "postgres": 1}
     if figure == "nats":
         figures.kills["nats"] = 0
@@ -106,3 +111,51 @@ def test_what_is_read_must_be_what_the_rows_have() -> None:
     assert not differences({("json", key): key for key in "abc"}, rows)
     found = differences({("json", "a"): "a", ("json", "b"): "other", ("json", "d"): "d"}, rows)
     assert [loss.key for loss in found] == ["b", "c", "d"]
+
+
+@pytest.fixture
+def shares(tmp_path: Path) -> Book:
+    """Two workers count 5 and add one name each, the same; a third was killed while it did the same."""
+    for number in (1, 2, 3):
+        writer = Journal(tmp_path / f"{number}.journal")
+        intents = [writer.share("all", "findings", {"docs": 5}), writer.share("all", "surveyed", ["json"])]
+        for intent in intents if number < 3 else ():
+            writer.shared(intent)
+    book = Book()
+    for number in (1, 2, 3):
+        book.read(tmp_path / f"{number}.journal")
+    return book
+
+
+@pytest.mark.parametrize(
+    ("docs", "names", "wrong"),
+    [
+        (10, ["json"], []),
+        (15, ["json"], []),  # the third one may have counted
+        (9, ["json"], ["findings"]),
+        (16, ["json"], ["findings"]),
+        (10, [], ["surveyed"]),
+        (10, ["json", "email"], ["surveyed"]),
+    ],
+)
+def test_shared_values_hold_what_was_acknowledged_and_at_most_what_is_in_doubt(
+    shares: Book, docs: int, names: list[str], wrong: list[str]
+) -> None:
+    assert (shares.acked, shares.shares, len(shares.shares_in_doubt)) == (4, 4, 2)
+    held = {("all", "findings"): Counter(docs=docs), ("all", "surveyed"): Counter(names)}
+    assert [loss.key for loss in shared_losses(shares, held)] == wrong
+
+
+def test_a_shared_value_that_is_gone_is_found(shares: Book) -> None:
+    assert {loss.key for loss in shared_losses(shares, {})} == {"findings", "surveyed"}
+
+
+def test_what_workers_share_is_counted_by_kind_and_named_once() -> None:
+    findings, surveyed = cenote.ORMap(), cenote.ORSet()
+    for module, found in (("json", Counter(docs=2, report=1)), ("email", Counter(docs=1))):
+        shared.counting(found, module)(findings)
+        shared.adding(module)(surveyed)
+        shared.adding(module)(surveyed)
+    assert shared.parts(findings) == Counter(docs=3, report=1)
+    assert shared.parts(surveyed) == Counter(["json", "email"])
+    assert findings[shared.NEWEST].value == "email"

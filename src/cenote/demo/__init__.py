@@ -1,10 +1,11 @@
 """`cenote demo`: a swarm whose state survives, on real servers and real input, with a verdict at the end.
 
-Worker processes survey the Python standard library, one agent for each module. On the way a worker, nats-server and
-PostgreSQL are killed with SIGKILL. In the end PostgreSQL, read without cenote, is compared with the workers' journals.
+Worker processes survey the Python standard library, one agent for each module, and all of them count what they find in
+one map and one set. On the way a worker, nats-server and PostgreSQL are killed with SIGKILL. In the end PostgreSQL,
+read without cenote, is compared with the workers' journals.
 
-`stage` and `conductor` run it; `worker`, `careful` and `pool` are what a program of yours would look like; `survey` is
-the work; `journal` and `verify` are the judge, and know nothing of the store.
+`stage` and `conductor` run it; `worker`, `shared`, `careful` and `pool` are what a program of yours would look like;
+`survey` is the work; `journal` and `verify` are the judge, and know nothing of the store.
 """
 
 

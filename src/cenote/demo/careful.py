@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import cenote
-from cenote.demo.journal import Journal
+from cenote.demo.journal import Journal, Parts
 
 T = TypeVar("T")
 _PAUSE_S = 0.1
@@ -50,3 +50,29 @@ async def put(journal: Journal, agent: cenote.AgentState, key: str, value: Any, 
             journal.refused(intent)
             raise
     journal.acked(intent, version)
+
+
+async def share(
+    journal: Journal,
+    agent: cenote.AgentState,
+    key: str,
+    change: Callable[[Any], None],
+    empty: Any,
+    parts: Parts,
+) -> None:
+    """Change a value that others change, too, which adds `parts` to it.
+
+    When nobody knows whether it happened, elements are added again, which does no harm; what was perhaps counted is not
+    counted again.
+    """
+    intent = journal.share(agent.name, key, parts)
+    while True:
+        try:
+            await agent.update(key, change, default=empty)
+            break
+        except (cenote.UnavailableError, cenote.BackpressureError, cenote.ConflictError):
+            await asyncio.sleep(_PAUSE_S)
+        except cenote.OutcomeUnknownError:
+            if isinstance(parts, dict):
+                return
+    journal.shared(intent)

@@ -4,16 +4,17 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 import cenote
-from cenote.demo import careful
+from cenote.demo import careful, shared
 from cenote.demo.journal import Book, Journal, Place, digest
 from cenote.demo.pool import NAMESPACE
 from cenote.demo.report import Figures, Show
 from cenote.demo.swarm import Swarm
-from cenote.demo.verify import Sql, differences, losses
+from cenote.demo.verify import Loss, Sql, differences, losses, shared_losses
 from cenote.naming import Names
 
 _STILL_S_MAX = 60.0  # so long without an acknowledged write means that something hangs
@@ -63,7 +64,8 @@ class Conductor:
         figures.evicted, figures.lag_ms = stats.evicted, _lag(stats)
         figures.hydrated = stats.hydrated + book.events["left#"]
         figures.recovered = book.events["resumed"]
-        figures.losses = losses(book, rows) + differences(state, rows)
+        figures.shares_acked, figures.shares_in_doubt = book.shares, len(book.shares_in_doubt)
+        figures.losses = losses(book, rows) + differences(state, rows) + await self._shared_losses(book)
         figures.lost = len(figures.losses)
         self._show.say(f"read {len(rows):,} rows with plain asyncpg and compared them with the workers' journals")
 
@@ -158,6 +160,16 @@ class Conductor:
         await careful.patiently(self._store.flush)
         seconds = self._figures.outage_s[name] = round(time.monotonic() - began, 2)
         self._show.say(f"{name} is back: a write was acknowledged and is in PostgreSQL {seconds:.1f} s after the kill")
+
+    async def _shared_losses(self, book: Book) -> list[Loss]:
+        """The map and the set that all workers wrote, as PostgreSQL holds them and as anybody reads them."""
+        agent = self._store.agent(shared.agent(self._run))
+        values = await careful.patiently(lambda: agent.get_many([shared.FINDINGS, shared.SURVEYED]))
+        read = {(agent.name, key): shared.parts(value) for key, value in values.items()}
+        found = sum(read.get((agent.name, shared.FINDINGS), Counter()).values())
+        names = len(read.get((agent.name, shared.SURVEYED), ()))
+        self._show.say(f"one map and one set that all workers wrote hold {found:,} findings and {names} modules")
+        return shared_losses(book, await self._sql.shared(agent.name)) + shared_losses(book, read)
 
     def _servers(self) -> dict[str, Any]:
         assert self._store.servers is not None, "the demo runs its own servers"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Place = tuple[str, str]  # agent and key
+Parts = dict[str, int] | list[str]  # what is added: numbers by name, or elements, which are there once
 
 
 def digest(value: Any) -> str:
@@ -42,6 +43,16 @@ class Journal:
         """The store has said that it did not happen."""
         self._append("refused", intent)
 
+    def share(self, agent: str, key: str, parts: Parts) -> int:
+        """This may be added from now on to a value that others change, too; the number to refer to it."""
+        self._intents += 1
+        self._append("share", self._intents, agent, key, parts)
+        return self._intents
+
+    def shared(self, intent: int) -> None:
+        """The store has acknowledged it."""
+        self._append("shared", intent)
+
     def event(self, name: str, agent: str, number: int) -> None:
         """Something to be counted."""
         self._append("event", name, agent, number)
@@ -64,9 +75,11 @@ class Book:
     """The reading side: all journals of a run, read as they grow.
 
     Attributes:
-        acked: acknowledged writes.
+        acked: acknowledged writes, additions to shared values (`shares`) among them.
         promises: the newest acknowledged write of each key.
         doubts: writes of which the journals know no end: each may have happened or not.
+        shared: what was added to each value that several processes change, by the name of the part.
+        shares_in_doubt: additions of which the journals know no end.
         finished: agents whose survey is complete.
         events: how often each event happened, and the sum of their numbers under `name + "#"`.
     """
@@ -74,6 +87,9 @@ class Book:
     acked: int = 0
     promises: dict[Place, Promise] = field(default_factory=dict)
     doubts: dict[tuple[Path, int], tuple[Place, str]] = field(default_factory=dict)
+    shared: dict[Place, Counter[str]] = field(default_factory=dict)
+    shares: int = 0
+    shares_in_doubt: dict[tuple[Path, int], tuple[Place, Parts]] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
     finished: set[str] = field(default_factory=set)
     _begun: dict[Path, set[str]] = field(default_factory=dict)
@@ -105,6 +121,15 @@ class Book:
             self.acked += 1
         elif kind == "refused":
             del self.doubts[path, rest[0]]
+        elif kind == "share":
+            number, agent, key, parts = rest
+            self.shares_in_doubt[path, number] = ((agent, key), parts)
+        elif kind == "shared":
+            place, parts = self.shares_in_doubt.pop((path, rest[0]))
+            known, more = self.shared.get(place, Counter()), Counter(parts)
+            self.shared[place] = known | more if isinstance(parts, list) else known + more
+            self.shares += 1
+            self.acked += 1
         else:
             self._event(path, *rest)
 

@@ -28,6 +28,8 @@ class Figures:
     agents: int = 0
     writes_acked: int = 0
     writes_in_doubt: int = 0
+    shares_acked: int = 0
+    shares_in_doubt: int = 0
     rows: int = 0
     coalesced: int = 0
     evicted: int = 0
@@ -46,6 +48,7 @@ class Figures:
     def judge(self) -> bool:
         """Nothing was lost, and everything that the demo wants to show did happen."""
         wanted = {"evicted": self.evicted, "hydrated": self.hydrated, "coalesced": self.coalesced}
+        wanted["shared"] = self.shares_acked
         if self.faults:
             wanted |= {"recovered": self.recovered} | {f"kill of {name}": count for name, count in self.kills.items()}
         self.missing = [name for name, count in wanted.items() if count <= 0]
@@ -147,6 +150,7 @@ def _table(figures: Figures) -> Table:
 def _lines(figures: Figures) -> Iterator[tuple[str, str, str]]:
     yield "agents", f"{figures.agents:,}", "one per module, each with its own state"
     yield "writes acked", f"{figures.writes_acked:,}", "survive kill -9 once put() has returned"
+    yield "shared", f"{figures.shares_acked:,}", "into one map and one set, by all workers"
     yield "rows", f"{figures.rows:,}", "keys in PostgreSQL, by plain asyncpg"
     yield "coalesced", f"{figures.coalesced:,}", "overtaken before PostgreSQL saw them"
     yield "evicted", f"{figures.evicted:,}", "left KV when idle; PostgreSQL has them"

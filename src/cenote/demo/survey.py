@@ -33,6 +33,11 @@ class Step(NamedTuple):
     key: str
     value: Any
 
+    @property
+    def kind(self) -> str:
+        """What sort of finding it is."""
+        return self.key.partition("/")[0]
+
 
 def modules(count: int) -> list[Module]:
     """The first `count` modules of this Python's standard library, top-level ones first; fewer if it has fewer."""
@@ -66,7 +71,7 @@ def steps(source: bytes) -> list[Step]:
             found.append(Step(f"metrics/{node.name}", _metrics(node)))
     questions = _questions(text, defined)
     found += [Step(f"questions/{number:03}", question) for number, question in enumerate(questions, 1)]
-    kinds = Counter(step.key.partition("/")[0] for step in found)
+    kinds = Counter(step.kind for step in found)
     found.append(Step("report", {"doc": ast.get_docstring(tree), "lines": text.count("\n"), "findings": dict(kinds)}))
     return found
 

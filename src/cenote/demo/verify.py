@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from typing import NamedTuple
+from collections import Counter
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -41,24 +42,41 @@ class Sql:
 
     async def rows(self) -> dict[Place, Promise]:
         """The version and the fingerprint of every row."""
-        connection = await asyncpg.connect(self._dsn)
-        try:
-            records = await connection.fetch(_ROWS.format(schema=self._schema))
-        finally:
-            await connection.close()
         return {
             (record["name"], record["key"]): Promise((record["epoch"], record["version"]), _digest(record))
-            for record in records
+            for record in await self._records("")
         }
+
+    async def shared(self, agent: str) -> dict[Place, Counter[str]]:
+        """What the values of an agent that several processes changed have come to."""
+        records = await self._records(" AND r.name = $1", agent)
+        return {(agent, record["key"]): _parts(_value(record)) for record in records if not record["deleted"]}
+
+    async def _records(self, condition: str, *arguments: str) -> list["asyncpg.Record"]:
+        connection = await asyncpg.connect(self._dsn)
+        try:
+            return list(await connection.fetch(_ROWS.format(schema=self._schema) + condition, *arguments))
+        finally:
+            await connection.close()
 
 
 def _digest(record: "asyncpg.Record") -> str:
-    if record["deleted"]:
-        return "deleted"
+    return "deleted" if record["deleted"] else digest(_value(record))
+
+
+def _value(record: "asyncpg.Record") -> Any:
     exact = record["raw"]  # only where jsonb would refuse or change the value; large ones are compressed
     if exact is not None:
         exact = exact if exact[:1] in b'{["' else zlib.decompress(exact)
-    return digest(json.loads(record["value"] if exact is None else exact))
+    return json.loads(record["value"] if exact is None else exact)
+
+
+def _parts(value: Any) -> Counter[str]:
+    """A set's elements, or the numbers of a map's counters: JSON that any program can read."""
+    if "$orset" in value:
+        return Counter(value["$orset"]["items"])
+    fields = value["$ormap"]["fields"]
+    return Counter({name: one["pncounter"]["value"] for name, one in fields.items() if "pncounter" in one})
 
 
 def losses(book: Book, rows: dict[Place, Promise]) -> list[Loss]:
@@ -75,6 +93,21 @@ def losses(book: Book, rows: dict[Place, Promise]) -> list[Loss]:
             found.append(Loss(*place, "another value under the same version"))
         elif row.version > promise.version and (place, row.digest) not in doubts:
             found.append(Loss(*place, f"version {row.version} was written by nobody"))
+    return found
+
+
+def shared_losses(book: Book, held: dict[Place, Counter[str]]) -> list[Loss]:
+    """Where a value that several processes changed holds less than they were promised, or more than they ever added."""
+    doubts: dict[Place, Counter[str]] = {}
+    for place, parts in book.shares_in_doubt.values():
+        doubts.setdefault(place, Counter()).update(parts)
+    found = []
+    for place in book.shared.keys() | doubts.keys() | held.keys():
+        acked, doubt, have = (those.get(place, Counter()) for those in (book.shared, doubts, held))
+        for name in sorted(acked.keys() | have.keys()):
+            least, most = acked[name], acked[name] + doubt[name]
+            if not least <= have[name] <= most:
+                found.append(Loss(*place, f"{name}: {have[name]}, though {least} to {most} were added"))
     return found
 
 

@@ -7,6 +7,7 @@ the last acknowledged step.
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 import cenote
-from cenote.demo import careful, survey
+from cenote.demo import careful, shared, survey
 from cenote.demo.journal import Journal
 from cenote.demo.pool import open_store
 
@@ -80,9 +81,19 @@ class Worker:
         self._journal.event("begun" if before is None else "resumed", agent.name, done)
         for number, step in enumerate(steps[done:], done + 1):
             await careful.put(self._journal, agent, step.key, step.value)
+            if number == len(steps):
+                await self._tell_all(module, steps)
             progress = {"run": self._orders.run, "done": number, "of": len(steps), "last": step.key}
             await careful.put(self._journal, agent, "progress", progress)
         self._journal.event("finished", agent.name, len(steps))
+
+    async def _tell_all(self, module: survey.Module, steps: list[survey.Step]) -> None:
+        """Add to what all workers write together. Before the last progress: a module that counts as finished is in."""
+        everybody = self._store.agent(shared.agent(self._orders.run))
+        found, name = Counter(step.kind for step in steps), module.name
+        count, add = shared.counting(found, name), shared.adding(name)
+        await careful.share(self._journal, everybody, shared.FINDINGS, count, cenote.ORMap(), found)
+        await careful.share(self._journal, everybody, shared.SURVEYED, add, cenote.ORSet(), [name])
 
     async def _finished(self, agent: cenote.AgentState) -> bool:
         progress = await self._progress(agent)
