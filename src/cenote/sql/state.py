@@ -14,6 +14,7 @@ from cenote import limits
 from cenote.naming import Names
 from cenote.sql.agents import AgentTable
 from cenote.sql.changes import ChangeTable
+from cenote.sql.conflicts import ConflictTable
 from cenote.sql.dead_letters import DeadLetterTable
 from cenote.sql.epochs import EpochTable
 from cenote.sql.errors import TIER, DataRefused
@@ -31,7 +32,7 @@ _VALUE_END: Final = "\x1f"  # JSON text holds no control characters
 _ABOVE_ALL_KEYS: Final = _LAST_CHAR * 501  # 2,004 bytes: a key has at most 2,000
 
 
-class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, GarbageTable):
+class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, ConflictTable, GarbageTable):
     """Everything the engine asks of SQL: this class for the rows themselves, its bases for what stands
     beside them."""
 
