@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cenote.conflict import Side as Side
     from cenote.conflict import Strategy as Strategy
     from cenote.conflict import resolve as resolve
+    from cenote.engine.conflict_log import Conflict as Conflict
     from cenote.engine.counters import SwarmCounter as SwarmCounter
     from cenote.engine.hydrator import Hydrated as Hydrated
     from cenote.engine.monitor import Stats as Stats
@@ -98,6 +99,7 @@ _HOMES = {
 
 # Reachable by name, and not among the promised ones yet: nothing but `put` and `get` knows them (docs/merging.md).
 _BESIDE = {
+    "Conflict": "engine.conflict_log",
     "Resolution": "conflict",
     "Side": "conflict",
     "Strategy": "conflict",

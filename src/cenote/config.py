@@ -26,6 +26,7 @@ from cenote.naming import DEFAULT, Names, check_namespace
 from cenote.sections import (
     AdminConfig,
     CacheConfig,
+    ConflictsConfig,
     EmbeddedConfig,
     FlushConfig,
     HealthConfig,
@@ -39,8 +40,8 @@ from cenote.sections import (
 )
 
 __all__ = [
-    "AdminConfig", "CacheConfig", "Config", "EmbeddedConfig", "FlushConfig", "HealthConfig", "KvConfig",
-    "MemoryConfig", "Names", "RetryConfig", "SessionConfig", "SqlConfig", "StateConfig", "Url",
+    "AdminConfig", "CacheConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig", "HealthConfig",
+    "KvConfig", "MemoryConfig", "Names", "RetryConfig", "SessionConfig", "SqlConfig", "StateConfig", "Url",
     "load", "origins", "shown",
 ]  # fmt: skip
 
@@ -79,6 +80,7 @@ class Config(BaseSettings):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     flush: FlushConfig = Field(default_factory=FlushConfig)
+    conflicts: ConflictsConfig = Field(default_factory=ConflictsConfig)
     retry: RetryConfig = Field(default_factory=RetryConfig)
     health: HealthConfig = Field(default_factory=HealthConfig)
     embedded: EmbeddedConfig = Field(default_factory=EmbeddedConfig)

@@ -166,6 +166,13 @@ class FlushConfig(_Section):
         return self
 
 
+class ConflictsConfig(_Section):
+    """The conflict log."""
+
+    ttl_s: WholeSeconds = Field(default=604_800, description="how long a record is kept")
+    count_max: Count = Field(default=100_000, description="records beyond it leave, the oldest first")
+
+
 class RetryConfig(_Section):
     """Trying again, with full jitter."""
 

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Generator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -17,13 +17,14 @@ from cenote.embedded.servers import Servers
 from cenote.engine import monitor
 from cenote.engine.barrier import Barrier
 from cenote.engine.changes import Change, Changes
+from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
-from cenote.engine.machines import Machines
+from cenote.engine.machines import Machines, reading_only
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError
 from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Version
-from cenote.model.key import agent_ref
+from cenote.model.key import CONFLICTS, agent_ref
 from cenote.opening import open_machines
 from cenote.sql.pool import Database
 
@@ -43,7 +44,9 @@ class Store:
     def agent(self, agent_id: str | UUID) -> AgentState:
         """The state of one agent: named by a UUID (or its canonical lower-case text), or by any other text of 1 to
         200 characters, compared exactly. Costs nothing and asks no server. RejectedError when it cannot be a name."""
-        return AgentState(self._machines, agent_ref(agent_id))
+        agent = agent_ref(agent_id)
+        machines = self._machines if agent != CONFLICTS else reading_only(self._machines)
+        return AgentState(machines, agent)
 
     def counter(self, name: str) -> SwarmCounter:
         """A number that everybody may add to at once, named by 1 to 512 characters. Costs nothing and asks no server.
@@ -84,6 +87,28 @@ class Store:
         watch = Watch(self._core, agent=None, select=selector(agents), prefix=prefix, since=since)
         async for entry in watch.events():
             yield entry
+
+    async def conflicts(
+        self,
+        *,
+        agent: str | UUID | None = None,
+        key: str | None = None,
+        strategy: str | None = None,
+        since: datetime | timedelta | float | None = None,
+        limit: int = 100,
+    ) -> list[Conflict]:
+        """What happened when two writes met, the newest first; in SQL it is the view `agents.conflicts`.
+
+        Args:
+            agent, key, strategy: only those of this agent, key or strategy.
+            since: not before: an aware datetime, or how long ago.
+            limit: so many at most.
+
+        Raises:
+            RejectedError: an argument cannot be meant.
+            UnavailableError: not all of it can be read now.
+        """
+        return await self._machines.conflicts.find(wanted(self._core.now_ms(), agent, key, strategy, since, limit))
 
     async def changes(self, since: str | int | None = None) -> AsyncIterator[Change]:
         """What reached SQL, in the order of the commits, at least once; writes that SQL never saw, because newer ones

@@ -6,7 +6,7 @@ A test compares the signatures with those of the originals; their docstrings are
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 from uuid import UUID
@@ -21,6 +21,7 @@ from cenote.config import Config
 from cenote.engine import counters
 from cenote.engine import receipt as receipts
 from cenote.engine.changes import Change
+from cenote.engine.conflict_log import Conflict
 from cenote.engine.hydrator import Hydrated
 from cenote.engine.monitor import Stats
 from cenote.health import Health
@@ -290,6 +291,19 @@ class Store:
     def watch(self, agents: str = "*", *, prefix: str = "", since: Version | int | None = None) -> Iteration[Entry]:
         """Changes of all agents that match; see `cenote.Store.watch`."""
         return Iteration(self._thread, self._store.watch(agents, prefix=prefix, since=since), page=1)
+
+    def conflicts(
+        self,
+        *,
+        agent: str | UUID | None = None,
+        key: str | None = None,
+        strategy: str | None = None,
+        since: datetime | timedelta | float | None = None,
+        limit: int = 100,
+    ) -> list[Conflict]:
+        """What happened when two writes met; see `cenote.Store.conflicts`."""
+        work = self._store.conflicts(agent=agent, key=key, strategy=strategy, since=since, limit=limit)
+        return self._thread.run(work)
 
     def changes(self, since: str | int | None = None) -> Iteration[Change]:
         """What reached SQL, in the order of the commits; see `cenote.Store.changes`."""

@@ -4,7 +4,19 @@ from typing import Annotated
 
 import typer
 
-from cenote.cli import adopt, dead_letters, doctor, entries, listing, moving, servers, settings, shows, status
+from cenote.cli import (
+    adopt,
+    conflicts,
+    dead_letters,
+    doctor,
+    entries,
+    listing,
+    moving,
+    servers,
+    settings,
+    shows,
+    status,
+)
 from cenote.cli.help import Group
 from cenote.cli.options import OPERATION
 
@@ -31,7 +43,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for room in (shows, servers, status, doctor, entries, listing, moving, adopt):
+for room in (shows, servers, status, doctor, entries, listing, moving, adopt, conflicts):
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
 app.add_typer(settings.app)

@@ -33,14 +33,14 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
     print(json_text(document, indent=indent), flush=True)
 
 
-def short(value: object) -> str:
+def short(value: object, chars_max: int = _VALUE_CHARS_MAX) -> str:
     """A value on one line of a table."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except TypeError:
         text = repr(value)
     text = printable(text)
-    return text if len(text) <= _VALUE_CHARS_MAX else text[: _VALUE_CHARS_MAX - 1] + "…"
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

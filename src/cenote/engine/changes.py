@@ -144,7 +144,9 @@ class Changes:
 
 
 def _places(commit: Commit) -> list[_Place]:
-    return list(zip(commit.agent_ids, commit.keys, strict=True))
+    """What a commit changed, but for the conflict log: it is asked for by its own."""
+    places = zip(commit.agent_ids, commit.keys, strict=True)
+    return [place for place in places if place[0] != keys.CONFLICTS.id]
 
 
 def _text(commit: CommitId) -> str:

@@ -61,6 +61,8 @@ class Collector:
         await self._collect_tombstones()
         await self._collect_blobs()
         await self._core.table.forget_flushers(limits.FLUSHER_FORGOTTEN_S)
+        if self._core.trim is not None:
+            await self._core.trim()
         told = counts.expired - before[0], counts.collected - before[1], counts.blobs_collected - before[2]
         if any(told):
             log.info("a sweep: %d rows had expired, %d tombstones and %d blobs left PostgreSQL", *told)

@@ -132,6 +132,8 @@ class Core:
         """Whether the KV server is an embedded one: those do not come up before nothing can be lost."""
         self.volunteer: Callable[[], Awaitable[None]] | None = None
         """Compares KV with SQL, if nobody flushes; set by whoever wires the machines."""
+        self.trim: Callable[[], Awaitable[None]] | None = None
+        """Keeps the conflict log within its bound, if nobody else does; set by the log."""
         self.mended_lock = asyncio.Lock()
         self.announced = False
         """Whether the stream's metadata says so, for everybody."""

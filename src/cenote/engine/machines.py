@@ -2,7 +2,8 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cenote.engine.atomic import Atomic
 from cenote.engine.conflict_log import ConflictLog
@@ -16,6 +17,7 @@ from cenote.engine.meeting import Meeting
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
 from cenote.engine.writer import Writer
+from cenote.errors import RejectedError
 from cenote.model.entry import FORMAT
 
 
@@ -26,6 +28,7 @@ class Machines:
     core: Core
     writer: Writer
     meeting: Meeting
+    conflicts: ConflictLog
     atomic: Atomic
     reader: Reader
     hydrator: Hydrator
@@ -47,8 +50,22 @@ def build(core: Core) -> Machines:
     core.volunteer = volunteer(core, lease)
     flusher = Flusher(core, lease, board) if core.config.flush.enabled else None
     writer = Writer(core, hydrator)
-    meeting = Meeting(core, writer, ConflictLog(core, writer))
+    conflicts = ConflictLog(core, writer)
+    meeting = Meeting(core, writer, conflicts)
     return Machines(
-        core, writer, meeting, Atomic(core, writer, meeting), Reader(core, hydrator), hydrator, lease, board, flusher,
-        Counters(core), CounterFlush(core),
+        core, writer, meeting, conflicts, Atomic(core, writer, meeting), Reader(core, hydrator), hydrator, lease, board,
+        flusher, Counters(core), CounterFlush(core),
     )  # fmt: skip
+
+
+def reading_only(machines: Machines) -> Machines:
+    """The same machines for whoever may look at the conflict log: nobody writes it but cenote itself."""
+    nobody: Any = _Nobody()
+    return replace(machines, writer=nobody, meeting=nobody, atomic=nobody)
+
+
+class _Nobody:
+    """Stands where a machine that writes would."""
+
+    def __getattr__(self, verb: str) -> Any:
+        raise RejectedError("this agent is the conflict log, which cenote alone writes", hint="take another agent id")

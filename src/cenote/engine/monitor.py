@@ -34,6 +34,7 @@ class Stats:
             of the active flushers since they began.
         hydrated, writes: of this process since it opened the store.
         sql_commits_lost: commits that PostgreSQL had and then had no more, because it went back in time; 0 is the rule.
+        conflicts: meetings of two writes in this process since it opened the store: strategy → outcome → how many.
         flusher: the process that flushes, "" when none does.
         epoch: the newest epoch.
     """
@@ -63,6 +64,7 @@ class Stats:
     flusher: str
     epoch: int
     hits: dict[str, int] = field(default_factory=dict)
+    conflicts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 async def stats(machines: Machines) -> Stats:
@@ -96,6 +98,7 @@ async def stats(machines: Machines) -> Stats:
         writes=counts.writes, sql_commits_lost=board.sql_commits_lost if board else 0,
         flusher=board.holder if alive and board else "", epoch=core.epochs.newest,
         hits={"memory": counts.hits_l1, "kv": counts.hits_kv, "sql": counts.hits_sql, "miss": counts.misses},
+        conflicts=machines.conflicts.counted(),
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ class Registrar:
     async def register(self, agents: set[keys.AgentRef]) -> None:
         """After the commit and in a transaction of its own: a registry that refuses must not stop anyone's flush. But
         before the ack, after which nothing would ever bring the agent's name again."""
-        new = (agents | self._waiting) - self._known
+        new = (agents | self._waiting) - self._known - {keys.CONFLICTS}  # nobody's agent, and its id is no hash
         if not new:
             return
         try:

@@ -28,8 +28,10 @@ Selector = Callable[[keys.AgentRef], bool]
 
 
 def selector(agents: str) -> Selector:
-    """Which agents a watch of the whole store means: a shell-style pattern over their names."""
-    return lambda agent: fnmatch.fnmatchcase(agent.text, agents)
+    """Which agents a watch of the whole store means: a shell-style pattern over their names. The conflict log is asked
+    for by its own."""
+    log_too = agents == keys.CONFLICTS.text
+    return lambda agent: fnmatch.fnmatchcase(agent.text, agents) and (log_too or agent != keys.CONFLICTS)
 
 
 class _Expiring(NamedTuple):

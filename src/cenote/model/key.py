@@ -175,3 +175,7 @@ def _hashed_id(name: str) -> UUID:
     bits = bits & ~(0xF << 76) | 8 << 76  # version 8: "custom" (RFC 9562)
     bits = bits & ~(0x3 << 62) | 0x2 << 62  # RFC variant
     return UUID(int=bits)
+
+
+CONFLICTS: Final = agent_ref(UUID("c0a15e70-c0f1-4c75-9a1e-5c0ff11c7106"))
+"""The reserved agent whose entries are the conflict log; `agents.conflicts` in SQL knows it by this id."""
