@@ -17,16 +17,54 @@ from cli_run import Cli
 import cenote
 from cenote import limits
 from cenote.engine.collector import Collector
-from cenote.engine.conflict_log import Conflict
+from cenote.engine.conflict_log import Conflict, ConflictLog
+from cenote.engine.entries import Target
+from cenote.engine.writer import Content, Writer
 from cenote.errors import CenoteError, OutcomeUnknownError, RejectedError, UnavailableError
 from cenote.kv.stream import StateStream
 from cenote.model import value as values
+from cenote.model.entry import Stored
 from cenote.model.key import CONFLICTS
 from cenote.store import Store
 from cenote.testing import TestServers
-from witness import another, demand, eventually, evict_all, tables
+from witness import another, demand, eventually, evict_all, tables, toothed
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- the rules, taken out -----------------------------------------------------------------------------------
+
+
+def the_ack(patch: pytest.MonkeyPatch) -> None:
+    """Decide although the record could not be written."""
+    plain = ConflictLog.record
+
+    async def record(self: ConflictLog, *args: Any, **named: Any) -> None:
+        with suppress(CenoteError):
+            await plain(self, *args, **named)
+
+    patch.setattr(ConflictLog, "record", record)
+
+
+def the_bound(patch: pytest.MonkeyPatch) -> None:
+    """Nobody counts."""
+
+    async def trim(self: ConflictLog) -> None: ...
+
+    patch.setattr(ConflictLog, "trim", trim)
+
+
+def the_life(patch: pytest.MonkeyPatch) -> None:
+    """Records live for ever."""
+    plain = Writer.write
+
+    async def write(self: Writer, target: Target, content: Content) -> Stored:
+        return await plain(self, target, content._replace(expires_ms=None))
+
+    patch.setattr(Writer, "write", write)
+
+
+# --- what holds ---------------------------------------------------------------------------------------------
 
 
 async def met(store: Store, key: str, *both: Any, agent: str = "scout", strategy: str = "lww") -> None:
@@ -109,9 +147,8 @@ async def test_refused_meetings_are_kept_with_both_sides(cenote_servers: TestSer
         assert await store.agent("scout").get("k") == "mine"
 
 
-async def test_nothing_is_discarded_that_cannot_be_logged(
-    cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@toothed(the_ack)
+async def test_nothing_is_discarded_that_cannot_be_logged(cenote_servers: TestServers) -> None:
     """KV takes no record: the write that would discard is refused, and what is there stays."""
     async with cenote.open(**cenote_servers.fresh(kv__deadline_ms=300, kv__request_timeout_ms=300)) as store:
         await met(store, "k", "first")
@@ -124,11 +161,14 @@ async def test_nothing_is_discarded_that_cannot_be_logged(
                     raise failure
                 return await plain(self, wire, *rest)
 
-            with monkeypatch.context() as patch:
+            told: CenoteError | None = None
+            with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(StateStream, "publish_nowait", refused)
-                with pytest.raises(UnavailableError) as told:
+                try:
                     await store.agent("scout").merge("k", "second", strategy="lww")
-            assert told.value.key == "k"
+                except CenoteError as error:
+                    told = error
+            demand(type(told) is UnavailableError and told.key == "k", f"I6: the writer is told: {told!r}")
         demand(await store.agent("scout").get("k") == "first", "I6: nothing is discarded that is not in the log")
         assert await store.conflicts() == []
 
@@ -166,7 +206,7 @@ async def test_large_records_and_strange_rows_show_what_can_be_shown(cenote_serv
         writer = store._machines.writer
         for key, value in (("nonsense", 1), ("9" * 40 + ".x", [2]), ("0" * 15 + ".w.1", {"outcome": {}, "agent": 3})):
             codec, body = values.encode(value)
-            await writer.write(log._target(key), cenote.engine.writer.Content(codec, body))
+            await writer.write(log._target(key), Content(codec, body))
         await store.flush(20)
         rows = await sql.link.fetch(f"SELECT * FROM {sql.schema}.conflicts ORDER BY at")
         assert len(rows) == 4
@@ -216,6 +256,7 @@ async def test_the_log_is_nobodys_agent(cenote_servers: TestServers) -> None:
             assert (await anext(entries)).key == key  # type: ignore[attr-defined]
 
 
+@toothed(the_life)
 async def test_records_leave_after_their_time(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh(conflicts__ttl_s=1)) as store, tables(cenote_servers, store) as sql:
         await met(store, "k", 1, 2)
@@ -228,9 +269,9 @@ async def test_records_leave_after_their_time(cenote_servers: TestServers) -> No
         await eventually(left, "I15: a record leaves after conflicts.ttl_s")
 
 
-async def test_the_oldest_beyond_the_bound_leave(cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch) -> None:
+@toothed(the_bound)
+async def test_the_oldest_beyond_the_bound_leave(cenote_servers: TestServers) -> None:
     """Whoever flushes deletes them, by ordinary deletes; a process that does not flush deletes nothing."""
-    monkeypatch.setattr("cenote.engine.conflict_log._TRIM_PAGE", 2)
     given = cenote_servers.fresh(conflicts__count_max=3, state__tombstone_s=2)
     async with cenote.open(**given) as store, another(store, conflicts__count_max=1):
         await met(store, "k", *range(10))

@@ -1,6 +1,7 @@
 """`conflicts`: what happened when two writes met under one key, and what was discarded."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+import textwrap
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from cenote.engine.conflict_log import Conflict
 
 app = typer.Typer()
+
+_SIDE_CHARS: Final = 24
+_WHY_CHARS: Final = 60
 
 
 @command(app, "conflicts", panel=OPERATION)
@@ -43,7 +47,8 @@ def conflicts(
     if common.json:
         print_json([_document(one) for one in found])
     elif found:
-        print_table(["AT", "AGENT", "KEY", "STRATEGY", "OUTCOME", "CURRENT", "INCOMING", "DISCARDED"], map(_row, found))
+        headers = ["AT", "AGENT", "KEY", "STRATEGY", "OUTCOME", "CURRENT", "INCOMING", "DISCARDED, OR WHY"]
+        print_table(headers, map(_row, found))
         if len(found) == limit:
             note(f"the newest {limit}; --limit shows more")
     else:
@@ -59,12 +64,10 @@ async def _conflicts(config: "Config", wanted: dict[str, Any]) -> list["Conflict
 
 
 def _row(one: "Conflict") -> list[object]:
-    at = one.at.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
+    at = one.at.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
     sides = [short(one.current, _SIDE_CHARS), short(one.incoming, _SIDE_CHARS)]
-    return [at, one.agent, one.key, one.strategy, one.outcome, *sides, ", ".join(one.discarded) or one.reason]
-
-
-_SIDE_CHARS = 24
+    why = ", ".join(one.discarded) or one.reason or ""
+    return [at, one.agent, one.key, one.strategy, one.outcome, *sides, textwrap.shorten(why, _WHY_CHARS)]
 
 
 def _document(one: "Conflict") -> dict[str, Any]:
