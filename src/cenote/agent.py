@@ -206,11 +206,12 @@ class AgentState:
         if if_version is not None:
             raise RejectedError("if_version: put_many takes it with atomic=True only")
         contents = [(self._target(key), value, content_of(value, expires_ms)) for key, value in items.items()]
+        concerns = self._machines.meeting.concerns
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
             window = contents[start : start + limits.PUT_MANY_WINDOW]
-            writes = [self._write(*one) for one in window]
+            writes = [self._write(*one, meets=concerns(*one[:2])) for one in window]
             outcomes = await asyncio.gather(*writes, return_exceptions=True)
             for (target, _, _), outcome in zip(window, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
@@ -345,12 +346,13 @@ class AgentState:
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
 
-    async def _write(self, target: Target, value: object, content: Content) -> Receipt:
+    async def _write(self, target: Target, value: object, content: Content, *, meets: bool) -> Receipt:
         """A receipt is bound to the connection of its own ack, not to that of the last of many (F-conn)."""
-        meeting = self._machines.meeting
-        if meeting.concerns(target, value):
-            return self._receipt(target, await meeting.put(target, value, content.expires_ms, self._backoff(None)))
-        return self._receipt(target, await self._machines.writer.write(target, content))
+        if meets:
+            stored = await self._machines.meeting.put(target, value, content.expires_ms, self._backoff(None))
+        else:
+            stored = await self._machines.writer.write(target, content)
+        return self._receipt(target, stored)
 
     def _receipt(self, target: Target, stored: Stored) -> Receipt:
         return Receipt(target, stored, self._core)

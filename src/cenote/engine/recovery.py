@@ -119,7 +119,7 @@ async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs,
                 _held(await pass_fence(table, [row], write, _live))
             except DataRefused as refused:
                 await _quarantine(table, Poison(entries.exact(row), str(refused), ""), guard, heartbeat, recovered)
-    await table.register([(agent.id, keys.sql_key(agent.text)) for agent in batch.agents])
+    await table.register([(agent.id, keys.sql_key(agent.text)) for agent in batch.agents - {keys.CONFLICTS}])
 
 
 async def _quarantine(
