@@ -9,9 +9,7 @@ import pytest
 
 import cenote
 from cenote import conflict
-from cenote.agent import AgentState
 from cenote.conflict import CustomMerge, Strategy
-from cenote.engine.conflict_log import LOG
 from cenote.kv.stream import StateStream
 from cenote.store import Store
 from cenote.testing import TestServers
@@ -44,12 +42,6 @@ def resolvers() -> Iterator[None]:
     yield
     for merge in (joined, broken, raising):
         del conflict.RESOLVERS[merge.__name__]
-
-
-async def records(store: Store, key: str) -> list[Any]:
-    """What the conflict log has of a key."""
-    items = [one async for _, one in AgentState(store._machines, LOG).items()]
-    return sorted((one for one in items if one["key"] == key), key=lambda one: one["at"])
 
 
 # --- values that merge ------------------------------------------------------------------------------------
@@ -106,8 +98,8 @@ async def test_a_replaced_counter_counts_from_what_it_was_replaced_by(cenote_ser
         assert (await agent.get("n")).value == 11
         await agent.delete("n")
         await agent.update("n", lambda n: n.increment(), default=cenote.PNCounter())
-        await other.agent("a").merge("n", old)  # a copy of an earlier life counts what it counted then
-        assert (await agent.get("n")).value == 4
+        merged = await other.agent("a").merge("n", old)  # a copy of an earlier life counts what it counted then
+        assert merged.value.value == 4
 
 
 @pytest.mark.parametrize("verb", ["put", "update", "merge", "plain merge"])
@@ -170,11 +162,11 @@ async def test_a_resolver_is_chosen_by_the_pattern_of_the_key(cenote_servers: Te
             await agent.put(key, {"b": 2})
         assert await agent.get("plan/1") == {"a": 1, "b": 2}
         assert await agent.get("other") == {"b": 2}
-        assert not await records(store, "other")
-        (record,) = await records(store, "plan/1")
-        assert (record["strategy"], record["outcome"], record["agent"]) == ("joined", "merged", "a")
-        assert (record["current"], record["incoming"]) == ({"a": 1, "b": 1}, {"b": 2})
-        assert record["result"] == {"a": 1, "b": 2}
+        assert not await store.conflicts(key="other")
+        (record,) = await store.conflicts(key="plan/1")
+        assert (record.strategy, record.outcome, record.agent) == ("joined", "merged", "a")
+        assert (record.current, record.incoming) == ({"a": 1, "b": 1}, {"b": 2})
+        assert record.result == {"a": 1, "b": 2}
         await agent.put("plan/1", {"c": 3}, replace=True)
         assert await agent.get("plan/1") == {"c": 3}
 
@@ -191,10 +183,10 @@ async def test_a_merge_function_that_fails_writes_nothing_and_both_sides_are_kep
         assert refused.value.key == key
         entry = await agent.entry(key)
         assert (entry.value, entry.version) == ({"a": 1}, receipt.version)
-        (record,) = await records(store, key)
-        assert (record["strategy"], record["outcome"], record["discarded"]) == (name, "refused", [])
-        assert (record["current"], record["incoming"], record["result"]) == ({"a": 1}, {"b": 2}, None)
-        assert why in record["reason"]
+        (record,) = await store.conflicts(key=key)
+        assert (record.strategy, record.outcome, record.discarded) == (name, "refused", ())
+        assert (record.current, record.incoming, record.result) == ({"a": 1}, {"b": 2}, None)
+        assert why in (record.reason or "")
 
 
 async def test_reject_tells_whoever_comes_second(cenote_servers: TestServers) -> None:
@@ -205,7 +197,8 @@ async def test_reject_tells_whoever_comes_second(cenote_servers: TestServers) ->
         first = [number for number, one in enumerate(outcomes) if isinstance(one, cenote.Receipt)]
         assert len(first) == 1
         assert isinstance(outcomes[1 - first[0]], cenote.ConflictError)
-        assert await other.agent("a").get("once/1") == await store.agent("a").get("once/1") == first[0]
+        async with another(store) as fresh:
+            assert await fresh.agent("a").get("once/1") == first[0]
 
 
 async def test_siblings_that_nobody_can_decide_are_both_handed_over_and_kept(cenote_store: Store) -> None:
@@ -217,8 +210,8 @@ async def test_siblings_that_nobody_can_decide_are_both_handed_over_and_kept(cen
         await agent.put("k", yours)
     assert (unresolved.value.current.value, unresolved.value.incoming.value) == ("mine", "yours")
     assert (await agent.get("k")).value == "mine"
-    (record,) = await records(cenote_store, "k")
-    assert (record["outcome"], record["current"].value, record["incoming"].value) == ("unresolved", "mine", "yours")
+    (record,) = await cenote_store.conflicts(key="k")
+    assert (record.outcome, record.current.value, record.incoming.value) == ("unresolved", "mine", "yours")
     newer = cenote.Clocked("both", cenote.VectorClock({"a": 2, "b": 2}))
     await agent.put("k", newer)
     assert (await agent.get("k")).value == "both"
@@ -230,9 +223,9 @@ async def test_what_a_later_clock_displaces_stands_in_the_log(cenote_store: Stor
     await agent.put("k", cenote.Clocked("late", late))
     await agent.put("k", cenote.Clocked("early", early))  # it arrives later, and is older
     assert (await agent.get("k")).value == "late"
-    (record,) = await records(cenote_store, "k")
-    assert (record["outcome"], record["discarded"]) == ("current", ["incoming"])
-    assert record["incoming"].value == "early"
+    (record,) = await cenote_store.conflicts(key="k")
+    assert (record.outcome, record.discarded) == ("current", ("incoming",))
+    assert record.incoming.value == "early"
 
 
 async def test_an_unregistered_resolver_is_refused_by_name(cenote_store: Store) -> None:
@@ -276,7 +269,7 @@ async def test_a_merge_that_was_overtaken_between_its_read_and_its_write_is_done
 
         with at(write_compared=overtake):
             await count(store, 100)
-        demand((await other.agent("a").get("n")).value == 111, "I12: an acknowledged change was overwritten")
+        demand((await store.agent("a").get("n")).value == 111, "I12: an acknowledged change was overwritten")
 
 
 @toothed(the_comparison)
