@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cenote import blocking as blocking
+    from cenote import conflict as conflict
     from cenote.agent import AgentState as AgentState
     from cenote.config import Config as Config
     from cenote.conflict import Resolution as Resolution
@@ -154,8 +155,8 @@ def open(  # the word users expect; the builtin is not used here
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name) or _BESIDE.get(name)
-    if name == "blocking":
-        return import_module("cenote.blocking")
+    if name in ("blocking", "conflict"):
+        return import_module(f"cenote.{name}")
     if home is None:
         raise AttributeError(f"module 'cenote' has no attribute {name!r}")
     return getattr(import_module(f"cenote.{home}"), name)
