@@ -38,6 +38,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "flush.enabled": True, "flush.active_max": 1, "flush.threshold_count": 50, "flush.interval_ms": 20,
         "flush.batch_count_max": 500, "flush.window_ms": 200, "flush.backlog_count_max": 1000000,
         "flush.drain_ms": 5000, "flush.changes_s": 604800.0,
+        "conflicts.ttl_s": 604_800, "conflicts.count_max": 100_000,
         "retry.base_ms": 5, "retry.wait_ms_max": 5000, "retry.deadline_ms": 15000,
         "health.sql_ms_max": 10, "health.window_s": 10,
         "admin.host": "127.0.0.1",

@@ -44,11 +44,12 @@ def wait(work: Coroutine[Any, Any, T]) -> T:
     handler.setFormatter(_OneLine())
     logger = logging.getLogger("cenote")
     logger.addHandler(handler)
-    logger.propagate = False
+    before, logger.propagate = logger.propagate, False
     try:
         return asyncio.run(work)
     finally:
         logger.removeHandler(handler)
+        logger.propagate = before
 
 
 class _OneLine(logging.Formatter):
