@@ -1,4 +1,4 @@
-"""The conflict log's agent where few look: writes of several keys, and a recovery of a store that was killed."""
+"""The conflict log where few look: versions in its view, writes of several keys, a recovery of a killed store."""
 
 import pytest
 
@@ -8,6 +8,7 @@ from cenote.errors import RejectedError
 from cenote.kv.link import Link
 from cenote.model.key import CONFLICTS
 from cenote.testing import TestServers
+from witness import tables
 
 
 async def test_several_keys_at_once_are_refused_as_one_is(cenote_servers: TestServers) -> None:
@@ -36,3 +37,17 @@ async def test_a_recovery_brings_the_records_and_no_name_for_them(cenote_servers
         assert [row.name for row in await core.table.agents_page(None, 10)] == ["scout"]
         rows = await core.table.conflicts_before(CONFLICTS.id, None, 10, core.now_ms() * 1000)
         assert [row.key.partition(".")[2] for row in rows] == [one.operation for one in before]
+
+
+async def test_the_view_names_both_versions(cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh()) as store, tables(cenote_servers, store) as sql:
+        scout = store.agent("scout")
+        there = await scout.put("k", 1)
+        written = await scout.merge("k", 2, strategy="lww")
+        await store.flush(20)
+        (row,) = await sql.link.fetch(f"SELECT * FROM {sql.schema}.conflicts")
+        (one,) = await store.conflicts()
+        assert tuple(row["versions"]) == one.versions
+        assert one.versions[0] == str(there.version)
+        assert one.versions[1] is not None
+        assert cenote.Version.parse(one.versions[1]) <= written.version

@@ -41,7 +41,7 @@ Outcome = Literal["current", "incoming", "merged", "refused", "unresolved"]
 
 _DIGITS: Final = 15  # of the time in ms that a key begins with
 _OPERATIONS_MAX: Final = 10_000  # of which it is remembered when they were recorded first
-_TRIM_MAX: Final = 10_000  # deletes of one round: more than a hundred conflicts a second leave in the next
+_TRIM_MAX: Final = 50_000  # deletes of one round: the bound holds for 150 records a second, round after round
 _TRIM_PAGE: Final = 64
 
 

@@ -20,7 +20,9 @@ SELECT CASE WHEN s.key ~ '^[0-9]+[.]' AND position('.' IN s.key) = 16
                                 ELSE s.value->'result' END AS result,
        CASE WHEN jsonb_typeof(s.value->'discarded') = 'array'
             THEN ARRAY(SELECT jsonb_array_elements_text(s.value->'discarded')) END AS discarded,
-       CASE WHEN s.value->'outcome' IS NULL THEN 'too large to be shown in SQL: cenote conflicts shows it'
+       CASE WHEN jsonb_typeof(s.value->'versions') = 'array'
+            THEN ARRAY(SELECT jsonb_array_elements_text(s.value->'versions')) END AS versions,
+       CASE WHEN s.value->'outcome' IS NULL THEN 'not to be shown in SQL: cenote conflicts shows it'
             ELSE s.value->>'reason' END AS reason
   FROM {agents}.state AS s
  WHERE s.agent_id = 'c0a15e70-c0f1-4c75-9a1e-5c0ff11c7106'
