@@ -15,7 +15,6 @@ from sources import ROOT
 NO_TEETH = {
     13: "checkpoints are to come",
     15: "there is no second road into SQL that could be opened",
-    24: "batches of several keys are to come",
 }
 RULES = range(1, 26)
 _NAMED = re.compile(r"\brules?\s+(\d+(?:(?:,\s*(?:and\s+)?|\s+and\s+)\d+)*)")
