@@ -18,6 +18,7 @@ import cenote
 from cenote.opening import open_machines
 
 AGENT, KEY = "shared", "n"
+SWARM, PACE_S = "swarm", 0.01  # store.counter(): so fast that the faults would come too late without a pace
 assert open_machines  # cenote imports its machines when a store is opened: here once, before the forks
 
 
@@ -76,7 +77,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
 
 async def work(given: dict[str, Any], number: int) -> None:
     loop, begin = asyncio.get_running_loop(), asyncio.Event()
-    change, nothing = KINDS[given["kind"]]
+    change, nothing = KINDS.get(given["kind"], KINDS["plain"])
     journal = os.open(journal_of(given["directory"], number), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     async with cenote.open(**given["settings"]) as store:
         os.write(1, b"open\n")
@@ -87,7 +88,10 @@ async def work(given: dict[str, Any], number: int) -> None:
         while counted < given["times"]:
             os.write(journal, b"begin %f\n" % time.monotonic())
             try:
-                if given.get("careless"):
+                if given["kind"] == SWARM:
+                    await asyncio.sleep(PACE_S)
+                    await store.counter(KEY).add()
+                elif given.get("careless"):
                     await agent.put(KEY, change(await agent.get(KEY, nothing())), replace=True)
                 else:
                     await agent.update(KEY, change, default=nothing())

@@ -257,6 +257,8 @@ async def test_a_stream_of_one_store_before_the_database_of_another(
                 await store.agent("one").put(key, value)
             for number in range(30):
                 await store.agent("one").put("both", f"of the database {number}")
+            for name, total in (("both", 100), ("only sql", 7)):
+                await store.counter(name).add(total)
             await store.flush(10)
         async with cenote.open(**two.at(two.second, sql=elsewhere)) as store:
             ids.append(store._core.epochs.store_id)
@@ -266,6 +268,8 @@ async def test_a_stream_of_one_store_before_the_database_of_another(
             await agent.put("dead", "dying")
             await agent.put("only kv", 8)
             await agent.put("copy", 9)
+            for name, total in (("both", 3), ("only kv", 4)):
+                await store.counter(name).add(total)
             await store.flush(10)
             await evict_all(store)
             await agent.hydrate()
@@ -288,6 +292,8 @@ async def test_a_stream_of_one_store_before_the_database_of_another(
             async with another(store) as fresh:
                 held = {key: value async for key, value in fresh.agent("one").items()}
                 assert held == expected | {"copy": 9}
+            counters = {name: total async for name, total in store.counters()}
+            assert counters == {"both": 3, "only sql": 7, "only kv": 4}
             letters = await store._core.table.dead_letters(0, 10)
             kept = {letter.key: letter.raw for letter in letters}
             assert kept == {"both": b'"of the database 29"', "dead": b'"alive"'}

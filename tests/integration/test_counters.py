@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from cli_run import Cli
 from kv_past import past
 
 import cenote
@@ -103,6 +104,19 @@ async def test_the_blocking_face_counts(cenote_servers: TestServers) -> None:
             return counter.add(5), counter.value(), dict(store.counters("h"))
 
     assert await asyncio.to_thread(work) == (5, 5, {"hits": 5})
+
+
+def test_the_command_lists_them(cenote_servers: TestServers, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = cenote_servers.fresh()
+    cli = Cli(capsys, ["--data-dir", str(settings["data_dir"]), "--namespace", settings["namespace"]])
+    assert cli("counters").code == 1
+    with cenote.blocking.open(**settings) as store:
+        store.counter("tasks.done").add(12)
+        store.counter("tasks.\x1b[31m").add(-3)
+    assert cli("counters", "--json").json == {"tasks.done": 12, "tasks.\x1b[31m": -3}
+    shown = cli("counters", "tasks.d")
+    assert (shown.code, shown.out.split()) == (0, ["COUNTER", "TOTAL", "tasks.done", "12"])
+    assert "\x1b" not in cli("counters").out
 
 
 async def test_totals_reach_sql_by_themselves_and_before_the_last_one_leaves(cenote_servers: TestServers) -> None:

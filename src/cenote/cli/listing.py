@@ -1,4 +1,4 @@
-"""`ls`, `watch`, `agents`: what there is, and what happens."""
+"""`ls`, `watch`, `agents`, `counters`: what there is, and what happens."""
 
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,6 +88,31 @@ def agents(common: Common) -> int:
     else:
         print("no agents yet")
     return 0 if found else 1
+
+
+@command(app, "counters", panel=STATE)
+def counters(
+    common: Common,
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only counters that begin with it.")] = "",
+) -> int:
+    """List counters with their totals, as KV has them; exit code 1 when there are none."""
+    from cenote.cli.reach import wait
+
+    found = dict(sorted(wait(_counters(common.load(flush__enabled=False), prefix)).items()))
+    if common.json:
+        print_json(found)
+    elif found:
+        print_table(["COUNTER", "TOTAL"], [(printable(name), str(total)) for name, total in found.items()])
+    else:
+        note("no counters" + (f" that begin with {prefix!r}" if prefix else ""))
+    return 0 if found else 1
+
+
+async def _counters(config: "Config", prefix: str) -> dict[str, int]:
+    from cenote.cli.reach import opened
+
+    async with opened(config) as (store, _):
+        return {name: total async for name, total in store.counters(prefix)}
 
 
 async def _items(config: "Config", agent: str, prefix: str, *, values: bool) -> dict[str, Any]:

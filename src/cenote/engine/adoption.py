@@ -16,6 +16,7 @@ from cenote import limits
 from cenote.config import Config
 from cenote.engine import entries
 from cenote.engine.belonging import Look, foreign, look, mark
+from cenote.engine.counter_life import hand_over
 from cenote.engine.epoch import AWAY_KEY, Epochs
 from cenote.engine.lease import Board, Lease
 from cenote.errors import CenoteError, SetupError, UnavailableError
@@ -27,6 +28,7 @@ from cenote.kv.stream import StateStream, sequence_of
 from cenote.model import entry, value
 from cenote.model import key as keys
 from cenote.model.entry import Stored
+from cenote.sql.counters import CounterTable
 from cenote.sql.rows import EpochRow, FlusherRow, NewEpoch
 from cenote.sql.state import StateTable
 
@@ -138,6 +140,7 @@ async def adopt(ground: Ground) -> Adopted | None:
     new = NewEpoch(from_ms * 1000, str(uuid4()), found.claim.stream_created, "", "", "adopted")
     if link.generation != generation:
         raise UnavailableError("the connection to NATS was replaced meanwhile", hint="repeat: cenote adopt")
+    await hand_over(link, CounterTable(table.db), names, str(new.store_id))
     if not await table.adopt(newest, new, number, found.claim.home):
         raise UnavailableError("another process began an epoch meanwhile", hint="repeat: cenote adopt")
     await _tell(stream, await table.epochs(), found.claim.stream_created)

@@ -13,8 +13,12 @@ from cenote.engine.core import Core, reading
 from cenote.engine.epoch import STORE_KEY
 from cenote.engine.incarnation import incarnation
 from cenote.errors import SetupError
+from cenote.kv.bucket import StreamInfo
 from cenote.kv.counters import CounterStream, faults, life_of
 from cenote.kv.errors import JsNotFound, NotSent
+from cenote.kv.link import Link
+from cenote.naming import Names
+from cenote.sql.counters import CounterTable
 
 COUNTED_KEY = "cenote.counted"
 
@@ -67,8 +71,25 @@ async def look(core: Core, stream: CounterStream) -> Life | None:
     wrong = faults(info)
     if wrong:
         raise SetupError(f"stream {stream.name} would count wrong: {'; '.join(wrong)}", hint="use another namespace")
-    epoch, settled = 0, False
-    words = info.metadata.get(COUNTED_KEY, "").split(" ")
-    if len(words) == 3 and words[2] == info.created:
-        epoch, settled = int(words[0]), words[1] == start
+    epoch, announced_for = _announced(info)
+    settled = epoch > 0 and announced_for == start
     return Life(info.generation, start, info.created, life_of(info), info.last_seq, epoch, settled)
+
+
+def _announced(info: StreamInfo) -> tuple[int, str]:
+    """The epoch and the start of the server that the stream was compared for, if it is the stream that says so."""
+    words = info.metadata.get(COUNTED_KEY, "").split(" ")
+    return (int(words[0]), words[1]) if len(words) == 3 and words[2] == info.created else (0, "")
+
+
+async def hand_over(link: Link, table: CounterTable, names: Names, store_id: str) -> None:
+    """`cenote adopt`: the counters of this NATS join another database, for which its own are older than these. A
+    counter that only the database has is added to the stream when that is compared next."""
+    stream = CounterStream(link, names)
+    try:
+        info = await stream.info()
+    except JsNotFound:
+        return
+    head = await table.head()
+    epoch = 1 + max(_announced(info)[0], 0 if head is None else head.epoch)
+    await stream.update_metadata({STORE_KEY: store_id, COUNTED_KEY: f"{epoch} adopted {info.created}"})
