@@ -268,6 +268,7 @@ async def test_i1_a_rewound_stream_gets_back_what_sql_holds(cenote_servers: Test
             demand(await in_sql(sql) == wanted, "I3: SQL went back, or did not follow")
 
 
+@pytest.mark.judge
 @pytest.mark.parametrize("died", ["before the announcement", "before the commit"])
 async def test_a_mender_that_died_half_way_adds_nothing_twice(
     cenote_servers: TestServers, tmp_path: Path, died: str, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +326,7 @@ async def test_a_deleted_stream_comes_back_with_every_total(cenote_servers: Test
         assert await in_sql(sql) == {"a": 140, "b": 100, "c": 100}
 
 
+@pytest.mark.judge
 async def test_a_stream_that_nobody_uses_any_more_is_brought_back_by_the_flusher(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh()) as store:
         await store.counter("a").add(4)
@@ -339,6 +341,7 @@ async def _total(store: Store, name: str, wanted: int) -> bool:
     return held is not None and b'"%d"' % wanted in held.payload
 
 
+@pytest.mark.judge
 async def test_an_older_copy_from_before_an_epoch_is_brought_up(cenote_servers: TestServers, tmp_path: Path) -> None:
     with past(tmp_path, cenote_servers) as was:
         async with was.open() as store:
@@ -402,6 +405,7 @@ async def _restored(servers: TestServers, *, lose_the_stream: bool) -> None:
         demand(await listed(store) == wanted, "I3: the stream was changed by an older database")
 
 
+@pytest.mark.judge
 async def test_a_flusher_frozen_since_before_a_rewind_writes_nothing(
     cenote_servers: TestServers, tmp_path: Path
 ) -> None:
@@ -466,6 +470,7 @@ async def test_an_old_server_is_told_by_its_version(cenote_servers: TestServers)
         assert not told.value.retryable
 
 
+@pytest.mark.judge
 async def test_without_postgresql_a_first_counter_is_refused_before_it_counts(cenote_servers: TestServers) -> None:
     """Nobody has compared the stream with SQL yet; afterwards PostgreSQL may stay away."""
     async with FaultProxy(urlsplit(cenote_servers.sql_dsn).port or 0) as proxy:
