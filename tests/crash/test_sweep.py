@@ -24,7 +24,7 @@ FIRST = {
 
 
 def points() -> list[str]:
-    """Every point that the engine and its messenger to NATS name, but the mender's: embedded servers give it nothing to do
+    """Every point that the engine and its road to NATS name, but the mender's: embedded servers give it nothing to do
     (`test_mending_crashes.py` kills it there)."""
     names = set()
     rooms = Path(cenote.__file__).parent

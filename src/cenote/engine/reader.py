@@ -211,17 +211,21 @@ class Reader:
         for look in range(_LOOKS_MAX):
             view = await self._look(targets)
             position = floor if view.position is None else view.position
-            known = [stored.version for stored in view.rows.values()]
-            if view.position is None and look + 1 < _LOOKS_MAX:
-                # Many large values that are written all the time would else never be read at all: they alone are
-                # not promised to be together.
-                known += [stored.version for stored, _ in view.found.values()]
-            if max(known, default=_NEVER) <= Version(core.epochs.newest, position):
+            # Many large values that are written all the time would else never be read at all: they alone, without a
+            # snapshot of KV, are not promised to be together.
+            if self._at_once(view, position, strictly=look + 1 < _LOOKS_MAX):
                 return await self._believe(targets, view), position
-            if max(known).epoch > core.epochs.newest:
+            if any(stored.version.epoch > core.epochs.newest for stored in view.rows.values()):
                 await core.probe_once()
             floor = (await core.stream.info()).last_seq
         raise UnavailableError("PostgreSQL showed newer entries than NATS again and again")
+
+    def _at_once(self, view: _View, position: int, *, strictly: bool) -> bool:
+        """Whether nothing here is newer than what the stream held at this position."""
+        known = [stored.version for stored in view.rows.values()]
+        if view.position is None and strictly:
+            known += [stored.version for stored, _ in view.found.values()]
+        return max(known, default=_NEVER) <= Version(self._core.epochs.newest, position)
 
     async def _look(self, targets: list[Target]) -> _View:
         core = self._core
