@@ -51,3 +51,16 @@ async def test_the_view_names_both_versions(cenote_servers: TestServers) -> None
         assert one.versions[0] == str(there.version)
         assert one.versions[1] is not None
         assert cenote.Version.parse(one.versions[1]) <= written.version
+
+
+async def test_records_of_one_millisecond_keep_their_order(
+    cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of operations do not sort as text: `10` comes after `f`."""
+    async with cenote.open(**cenote_servers.fresh()) as store:
+        now_ms = store._core.now_ms()
+        monkeypatch.setattr(store._core, "now_ms", lambda: now_ms)
+        scout = store.agent("scout")
+        for number in range(20):
+            await scout.merge("k", number, strategy="lww")
+        assert [one.incoming for one in await store.conflicts()] == list(range(19, 0, -1))

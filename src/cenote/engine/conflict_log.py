@@ -117,6 +117,7 @@ class ConflictLog:
         self._core = core
         self._writer = writer
         self._recorded: dict[str, tuple[int, tuple[str, str]]] = {}
+        self._newest_ms = 0
         self.counts: Counter[tuple[str, str]] = Counter()
         core.trim = self.trim
 
@@ -154,7 +155,7 @@ class ConflictLog:
             UnavailableError, BackpressureError: nothing may be discarded now.
         """
         now_ms = self._core.now_ms()
-        at_ms, counted = self._recorded.get(operation, (now_ms, None))
+        at_ms, counted = self._recorded.get(operation) or (self._next_ms(now_ms), None)
         record = {
             "agent": target.agent.text, "key": target.key, "strategy": str(strategy), "outcome": outcome,
             "writer": incoming.writer, "current": _whole(current), "incoming": _whole(incoming),
@@ -175,6 +176,12 @@ class ConflictLog:
             error.key = target.key
             raise
         self._remember(operation, at_ms, counted, (str(strategy), outcome))
+
+    def _next_ms(self, now_ms: int) -> int:
+        """The time of a new record: no two of this process in one millisecond, for what follows it in the key does not
+        sort."""
+        self._newest_ms = max(now_ms, self._newest_ms + 1)
+        return self._newest_ms
 
     def _remember(self, operation: str, at_ms: int, before: tuple[str, str] | None, now: tuple[str, str]) -> None:
         """An operation that is decided anew has one record, and counts once."""
