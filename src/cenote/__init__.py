@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from cenote.model.merging import ORMap as ORMap
     from cenote.model.merging import ORSet as ORSet
     from cenote.model.merging import PNCounter as PNCounter
+    from cenote.model.merging.document import Document as Document
     from cenote.store import Opening
     from cenote.store import Store as Store
 
@@ -118,6 +119,7 @@ _BESIDE = {
     "ORMap": "model.merging",
     "ORSet": "model.merging",
     "PNCounter": "model.merging",
+    "Document": "model.merging.document",
 }
 
 __all__ = ["blocking", "open", *_HOMES]

@@ -34,6 +34,7 @@ _NOT_IN_JSONB: Final = re.compile("[\x00\ud800-\udfff]")
 _IDENTIFIER: Final = re.compile(r"[^\W\d]\w*", re.ASCII)
 _MERGING: Final = "cenote.model.merging."
 _CLOCKED: Final = "cenote.model.clocked"
+_DOCUMENT: Final = "cenote.model.merging.document"
 _BASES: Final = (
     bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset,
     date, time, timedelta, tzinfo, Decimal, UUID, Enum, type,
@@ -106,6 +107,10 @@ class _Tagging:
 
     def _object(self, value: Any, path: Path, room: int) -> Any:
         home = getattr(type(value), "__module__", "")
+        if home == _DOCUMENT:
+            return {
+                "$loro": _document().write(value, lambda item: self.plain(item, (path, ".value"), max(room - 1, 0)))
+            }
         if home.startswith(_MERGING):
             return self._merging(value, path, room - 4)  # tag, body, column, row
         if home == _CLOCKED:
@@ -280,6 +285,10 @@ def _clocked() -> Any:
     return import_module(_CLOCKED)
 
 
+def _document() -> Any:
+    return import_module(_DOCUMENT)
+
+
 def _reader_of(kind: str) -> Callable[[Any], Any]:
     return lambda body: _wire().read(kind, body)
 
@@ -301,6 +310,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
 for _kind in ("appendlog", "gcounter", "gset", "lwwregister", "mvregister", "ormap", "orset", "pncounter"):
     _READERS[f"${_kind}"] = _reader_of(_kind)
 _READERS["$clocked"] = lambda body: _clocked().read(body)
+_READERS["$loro"] = lambda body: _document().read(body)
 
 # --- refusing --------------------------------------------------------------------------------------------------
 

@@ -7,17 +7,18 @@ import zlib
 from typing import Final
 
 from cenote.errors import CodecError
+from cenote.model.merging.document import KIND as DOCUMENT
 from cenote.model.merging.wire import KINDS
 
 CLOCKED: Final = "clocked"
 _TAGGED: Final = b'{"$'
-_HEADS: Final = {b'{"$%s"' % kind.encode(): kind for kind in (*KINDS, CLOCKED)}
+_HEADS: Final = {b'{"$%s"' % kind.encode(): kind for kind in (*KINDS, DOCUMENT, CLOCKED)}
 _HEAD_BYTES_MAX: Final = max(map(len, _HEADS))
 _PACKED_BYTES: Final = 1_024  # enough for the first bytes: deflate's tables take 300 at most
 
 
 def kind_of(codec: str, body: bytes) -> str | None:
-    """The kind of a value with an order of its own: one of KINDS, or "clocked"; None for a plain value.
+    """The kind of a value with an order of its own: one of KINDS, "loro" or "clocked"; None for a plain value.
 
     Nothing is decoded; of a compressed body the first bytes are unpacked. CodecError where the bytes are not there:
     a large value's reference must be resolved first.

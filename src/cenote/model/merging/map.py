@@ -37,6 +37,8 @@ class ORMap(Merging):
         if type(name) is not str or _has_surrogates(name):
             raise RejectedError(f"field: a str without lone surrogates is needed, not {ascii(name)[:80]}")
         source = value if isinstance(value, Merging) else LWWRegister(value)
+        if source.KIND not in self.CHILDREN:
+            raise RejectedError(f"field: a {type(value).__name__} has a history of its own; store it under a key")
         if self._children.get((name, source.KIND)) is value:
             return  # board["votes"] = board["votes"]
         if isinstance(source, ORMap) and source._causes is self._causes:
