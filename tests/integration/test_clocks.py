@@ -15,7 +15,6 @@ from skewed_user import AGENT, LIBRARIES, Skewed, skewed
 
 import cenote
 from cenote import Clocked, HybridClock, Side
-from cenote.engine.conflict_log import LOG_ID
 from cenote.store import Store
 from cenote.testing import TestServers
 from witness import demand, eventually, tables
@@ -119,8 +118,8 @@ async def test_writes_that_did_not_see_each_other_have_one_winner_and_the_others
         clocks = {name: await asyncio.to_thread(user.heard) for name, user in scene.users.items()}
         sides[f"k{n}"] = [Side([name, n], clock=HybridClock.from_json(clock)) for name, clock in clocks.items()]
     discarded: dict[str, list[Any]] = {}
-    async for _, record in scene.store.agent(LOG_ID).items():
-        discarded.setdefault(record["key"], []).extend(record[side] for side in record["discarded"])
+    for one in await scene.store.conflicts(limit=1_000):
+        discarded.setdefault(one.key, []).extend(getattr(one, side) for side in one.discarded)
     for key, three in sides.items():
         winners = {
             json.dumps(functools.reduce(lambda one, other: cenote.resolve(one, other, "lww").side, order).value)
