@@ -22,6 +22,7 @@ from cenote.model import key as keys
 from cenote.model import value as values
 from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Stored, Tier, Version, ttl_ms
+from cenote.model.merging import Merging
 from cenote.retry import Backoff
 from cenote.typed import Typed
 
@@ -68,7 +69,8 @@ class AgentState:
         durability: Durability = "kv",
         replace: bool = False,
     ) -> Receipt:
-        """Write a value; returns once it is acknowledged. A value that merges is merged with what is there.
+        """Write a value; returns once it is acknowledged. A value that merges is merged with what is there; where
+        another one stands by the key's resolver or by its clock, the receipt is that one's.
 
         Args:
             key: 1 to 512 characters.
@@ -90,7 +92,10 @@ class AgentState:
         target = self._target(key)
         if durability not in ("kv", "sql"):
             raise RejectedError(f'durability: "kv" or "sql", not {durability!r}')
-        if if_version is not None:
+        if if_version is not None and isinstance(value, Merging) and not replace:
+            wanted = _version(if_version)
+            stored = await self._machines.meeting.put_if(target, value, self._expiry(ttl), wanted, self._backoff(None))
+        elif if_version is not None:
             content = content_of(value, self._expiry(ttl))
             stored = await self._machines.writer.write_if(target, content, _version(if_version))
         elif not replace and self._machines.meeting.concerns(target, value):
@@ -205,13 +210,17 @@ class AgentState:
             return {target.key: self._receipt(target, one) for (target, _), one in zip(pairs, written, strict=True)}
         if if_version is not None:
             raise RejectedError("if_version: put_many takes it with atomic=True only")
-        contents = [(self._target(key), value, content_of(value, expires_ms)) for key, value in items.items()]
+        contents = [
+            # What merges is encoded once it is settled: who encodes it before shares its unsettled changes.
+            (self._target(key), value, None if isinstance(value, Merging) else content_of(value, expires_ms))
+            for key, value in items.items()
+        ]
         concerns = self._machines.meeting.concerns
         done: dict[str, Receipt] = {}
         failed: dict[str, BaseException] = {}
         for start in range(0, len(contents), limits.PUT_MANY_WINDOW):
             window = contents[start : start + limits.PUT_MANY_WINDOW]
-            writes = [self._write(*one, meets=concerns(*one[:2])) for one in window]
+            writes = [self._write(*one, expires_ms, meets=concerns(*one[:2])) for one in window]
             outcomes = await asyncio.gather(*writes, return_exceptions=True)
             for (target, _, _), outcome in zip(window, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
@@ -346,10 +355,12 @@ class AgentState:
     def _expiry(self, ttl: timedelta | None) -> int | None:
         return None if ttl is None else self._core.now_ms() + cast(int, ttl_ms(ttl))
 
-    async def _write(self, target: Target, value: object, content: Content, *, meets: bool) -> Receipt:
+    async def _write(
+        self, target: Target, value: object, content: Content | None, expires_ms: int | None, *, meets: bool
+    ) -> Receipt:
         """A receipt is bound to the connection of its own ack, not to that of the last of many (F-conn)."""
-        if meets:
-            stored = await self._machines.meeting.put(target, value, content.expires_ms, self._backoff(None))
+        if meets or content is None:
+            stored = await self._machines.meeting.put(target, value, expires_ms, self._backoff(None))
         else:
             stored = await self._machines.writer.write(target, content)
         return self._receipt(target, stored)

@@ -47,6 +47,33 @@ def resolvers() -> Iterator[None]:
 # --- values that merge ------------------------------------------------------------------------------------
 
 
+async def test_a_process_is_one_actor_whichever_verb_it_writes_with(cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh()) as store:
+        agent, votes = store.agent("a"), cenote.PNCounter(1)
+        receipt = await agent.put("votes", votes, if_version=0)
+        with pytest.raises(cenote.ConflictError):
+            await agent.put("votes", votes, if_version=0)
+        for _ in range(3):
+            votes.increment()
+            receipt = await agent.put("votes", votes, if_version=receipt)
+            votes.increment()
+            receipt = (await agent.put_many({"votes": votes, "other": 1}))["votes"]
+        stored = await agent.get("votes")
+        assert (stored.value, votes.value) == (7, 7)
+        assert len(stored.actors) == 1
+        assert await agent.put("votes", 0, if_version=receipt)  # who names the version may write over it
+
+
+async def test_a_clock_far_ahead_of_the_server_is_refused(cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh()) as store:
+        agent, now_ms = store.agent("a"), store._core.now_ms()
+        await agent.put("k", cenote.Clocked("soon", cenote.HybridClock(now_ms + 5_000, 0, "p")))
+        for write in (agent.put, agent.merge):
+            with pytest.raises(cenote.RejectedError, match="ahead"):
+                await write("k", cenote.Clocked("never", cenote.HybridClock(now_ms + 3_600_000, 0, "p")))
+        assert (await agent.get("k")).value == "soon"
+
+
 async def test_a_put_of_a_merging_value_over_another_is_their_merge(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh()) as store, another(store) as other:
         ours, theirs = cenote.PNCounter(3), cenote.PNCounter(4)

@@ -21,10 +21,11 @@ from cenote.engine.contention import Contention
 from cenote.engine.core import Core
 from cenote.engine.entries import Target
 from cenote.engine.turns import Turns
-from cenote.engine.writer import Base, Content, Writer
+from cenote.engine.writer import Base, Content, Writer, version_conflict
 from cenote.errors import ConflictError, NotFoundError, RejectedError, UnresolvedError
 from cenote.model import entry
 from cenote.model import value as values
+from cenote.model.clock import HybridClock
 from cenote.model.clocked import Clocked
 from cenote.model.entry import Entry, Stored, Version
 from cenote.model.merging import Actors, Merging
@@ -117,6 +118,18 @@ class Meeting:
 
         return await self._write(target, make, backoff)
 
+    async def put_if(
+        self, target: Target, value: Merging, expires_ms: int | None, expected: Version | None, backoff: Backoff
+    ) -> Stored:
+        """Put a value that merges over this very version; None: over none. ConflictError when it is another."""
+
+        def check(stored: Stored | None) -> None:
+            actual = None if stored is None else stored.version
+            if actual != expected:
+                raise version_conflict(target, expected, actual)
+
+        return await self._join(target, value, expires_ms, backoff, check)
+
     async def merge(
         self,
         target: Target,
@@ -139,16 +152,25 @@ class Meeting:
             return await self._join(target, value, expires_ms, backoff)
         return await self._decide(target, value, name, known, expires_ms, backoff)
 
-    async def _join(self, target: Target, value: Merging, expires_ms: int | None, backoff: Backoff) -> Stored:
+    async def _join(
+        self,
+        target: Target,
+        value: Merging,
+        expires_ms: int | None,
+        backoff: Backoff,
+        check: Callable[[Stored | None], None] | None = None,
+    ) -> Stored:
         made: Next | None = None
 
         async def make(base: Base, _: str) -> Next:
             nonlocal made
+            if check is not None:
+                check(base.stored)
             current = None if base.stored is None else await self._value(base.stored)
-            if current is not None and not isinstance(current, Merging):
+            if check is None and current is not None and not isinstance(current, Merging):
                 raise _of_two_types(target, current, value)
             made = self._next(target, current, value, expires_ms)
-            if current is not None:
+            if isinstance(current, Merging):
                 self._log.count(Strategy.CRDT_MERGE, "merged")
             return made
 
@@ -162,6 +184,8 @@ class Meeting:
         self, target: Target, value: object, name: str, known: Entry | None, expires_ms: int | None, backoff: Backoff
     ) -> Stored:
         content = content_of(value, expires_ms)  # what cannot be stored is refused before anything is read
+        if isinstance(value, Clocked) and isinstance(value.clock, HybridClock):
+            value.clock.check_drift(self._core.now_ms())  # else it would win until its time has come
         ancestor = None if known is None else _side(known.value, known.version, known.writer)
         logged = False
 

@@ -220,7 +220,7 @@ class Writer:
             base = await self.base(target, backoff, deleting=content.deleted)
             actual = None if base.stored is None else base.stored.version
             if actual != expected:
-                raise _conflict(target, expected, actual)
+                raise version_conflict(target, expected, actual)
             small, placed = await self.placed(target, content, placed)
             stored = await self.replace(target, base, small, operation, backoff)
             if stored is not None:
@@ -328,7 +328,8 @@ def _unknown(target: Target) -> OutcomeUnknownError:
     )  # fmt: skip
 
 
-def _conflict(target: Target, expected: Version | None, actual: Version | None) -> ConflictError:
+def version_conflict(target: Target, expected: Version | None, actual: Version | None) -> ConflictError:
+    """A condition on a key's version does not hold."""
     wanted = "absent" if expected is None else f"at version {expected}"
     found = "absent" if actual is None else f"at version {actual}"
     return ConflictError(

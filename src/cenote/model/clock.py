@@ -39,15 +39,18 @@ class HybridClock(NamedTuple):
 
     def receive(self, remote: "HybridClock", wall_ms: int) -> "HybridClock":
         """The clock of having seen `remote`; RejectedError when that is too far ahead of the wall to be followed."""
-        remote.check()
-        if remote.wall_ms - wall_ms > limits.CLOCK_DRIFT_MS_MAX:
-            raise RejectedError(
-                f"clock: {remote.wall_ms} of {remote.actor} is {remote.wall_ms - wall_ms} ms ahead of {wall_ms} of "
-                f"{self.actor}; the limit is {limits.CLOCK_DRIFT_MS_MAX} ms",
-                hint="set the time of one of the two machines right",
-            )
+        remote.check().check_drift(wall_ms)
         ahead = max(self, remote)
         return HybridClock(ahead.wall_ms, ahead.counter, self.actor).now(wall_ms)
+
+    def check_drift(self, wall_ms: int) -> None:
+        """RejectedError when it is further ahead of the wall than clocks may be apart."""
+        if self.wall_ms - wall_ms > limits.CLOCK_DRIFT_MS_MAX:
+            raise RejectedError(
+                f"clock: {self.wall_ms} of {self.actor} is {self.wall_ms - wall_ms} ms ahead of {wall_ms}; "
+                f"the limit is {limits.CLOCK_DRIFT_MS_MAX} ms",
+                hint="set the time of one of the two machines right",
+            )
 
     def check(self) -> "HybridClock":
         """Itself; RejectedError when a number or the actor cannot be meant."""
