@@ -99,7 +99,7 @@ _HOMES = {
     "errors",
 )
 
-# Reachable by name, and not among the promised ones yet: nothing but `put` and `get` knows them (docs/merging.md).
+# Reachable by name, beside the thirty of everyday use (docs/merging.md).
 _BESIDE = {
     "Conflict": "engine.conflict_log",
     "Resolution": "conflict",
