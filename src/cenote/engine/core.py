@@ -171,17 +171,15 @@ class Core:
 
     def admit(self, size: int = 0, *, deleting: bool) -> None:
         """Refuse a write before anything is sent, when the store is closed or there is no room (I15)."""
-        self._demand_open()
+        if self._closed:
+            raise _closed()
         self.fullness.admit(size, deleting=deleting)
 
     def admit_all(self, sizes: Sequence[int]) -> None:
         """The same for writes that are taken all or none."""
-        self._demand_open()
-        self.fullness.admit_all(sizes)
-
-    def _demand_open(self) -> None:
         if self._closed:
-            raise SetupError("this store is closed", hint="open it again with cenote.open()")
+            raise _closed()
+        self.fullness.admit_all(sizes)
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -386,3 +384,7 @@ class Core:
         self.announced = info.metadata.get(MENDED_KEY) == mended_mark(self.epochs.newest, start)
         if start and (self.owned or goes_on or self.announced):
             self.mended = info.generation
+
+
+def _closed() -> SetupError:
+    return SetupError("this store is closed", hint="open it again with cenote.open()")

@@ -51,6 +51,7 @@ class Meeting:
 
     def __init__(self, core: Core, writer: Writer, log: ConflictLog) -> None:
         self._core = core
+        self._cache = core.cache
         self._writer = writer
         self._log = log
         self._actors = Actors(core.writer_id)
@@ -70,7 +71,7 @@ class Meeting:
             return True
         if self._routed and self.route(target.key) != Strategy.LAST_WRITE_WINS:
             return True
-        return target.subject in self._merging or self._core.cache.merging(target.subject)
+        return self._cache.merging(target.subject) or target.subject in self._merging
 
     def route(self, key: str) -> str:
         """The resolver that the configuration names for a key: the first pattern that fits, else the default."""
