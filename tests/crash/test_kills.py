@@ -48,7 +48,7 @@ def kill(process: Any) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("acked", [70, 400])
+@pytest.mark.parametrize("acked", [70, pytest.param(400, marks=pytest.mark.judge)])
 async def test_s01_a_killed_writer_loses_nothing(acked: int, cenote_servers: TestServers, tmp_path: Path) -> None:
     """The dirty set is in the store, so it survives the process; 70 is in the midst of its first flushes."""
     case = await campaign.seed(cenote_servers, tmp_path)
