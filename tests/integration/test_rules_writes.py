@@ -17,10 +17,12 @@ from cenote.engine import barrier
 from cenote.engine.barrier import Barrier
 from cenote.engine.core import Core
 from cenote.engine.durability import Durability
+from cenote.engine.entries import Target
 from cenote.engine.epoch import Epochs
 from cenote.engine.hydrator import Hydrator
+from cenote.engine.meeting import Meeting, Next
 from cenote.engine.receipt import Receipt
-from cenote.engine.writer import Content, Writer
+from cenote.engine.writer import Writer
 from cenote.errors import UnavailableError
 from cenote.kv.errors import AnswerLost
 from cenote.kv.link import Link
@@ -142,12 +144,12 @@ def an_expired_entry_as_a_tombstone(patch: pytest.MonkeyPatch) -> None:
 
 def the_expiry_that_an_update_keeps(patch: pytest.MonkeyPatch) -> None:
     """An update writes a new value, which lives for ever."""
-    plain = AgentState._changed
+    plain = Meeting._next
 
-    async def changed(self: AgentState, *args: Any) -> Content:
-        return (await plain(self, *args))._replace(expires_ms=None)
+    def for_ever(self: Meeting, target: Target, current: Any, value: object, expires_ms: int | None) -> Next:
+        return plain(self, target, current, value, None)
 
-    patch.setattr(AgentState, "_changed", changed)
+    patch.setattr(Meeting, "_next", for_ever)
 
 
 # --- rule 1: durable ----------------------------------------------------------------------------------------
