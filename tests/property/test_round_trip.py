@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import cenote
 from cenote.testing import TestServers, evict_now, tier_of
 
-EXAMPLES = 400
+EXAMPLES = 500
 BIG = 10**4000 - 1  # the limit
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=30)  # NUL and lone surrogates, too
