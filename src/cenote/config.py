@@ -30,18 +30,22 @@ from cenote.sections import (
     EmbeddedConfig,
     FlushConfig,
     HealthConfig,
+    KnowledgeConfig,
     KvConfig,
     MemoryConfig,
+    MessagesConfig,
     RetryConfig,
     SessionConfig,
     SqlConfig,
     StateConfig,
+    TasksConfig,
     Url,
 )
 
 __all__ = [
     "AdminConfig", "CacheConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig", "HealthConfig",
-    "KvConfig", "MemoryConfig", "Names", "RetryConfig", "SessionConfig", "SqlConfig", "StateConfig", "Url",
+    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "SessionConfig",
+    "SqlConfig", "StateConfig", "TasksConfig", "Url",
     "load", "origins", "shown",
 ]  # fmt: skip
 
@@ -78,6 +82,9 @@ class Config(BaseSettings):
     state: StateConfig = Field(default_factory=StateConfig)
     session: SessionConfig = Field(default_factory=SessionConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
+    tasks: TasksConfig = Field(default_factory=TasksConfig)
+    messages: MessagesConfig = Field(default_factory=MessagesConfig)
+    knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     flush: FlushConfig = Field(default_factory=FlushConfig)
     conflicts: ConflictsConfig = Field(default_factory=ConflictsConfig)

@@ -15,6 +15,7 @@ from cenote.engine.writer_id import new_writer_id
 from cenote.errors import OutcomeUnknownError, UnavailableError
 from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, DEFAULT, Names
+from cenote.repositories import chores
 from cenote.retry import Backoff
 from cenote.sections import KvConfig, Url
 from cenote.sql.migrate import migrate
@@ -71,6 +72,7 @@ async def _connected(config: Config, servers: Servers | None) -> Machines:
         else:
             await core.start()
         machines = build(core)
+        core.chores += chores(machines)
         if machines.flusher is not None:
             machines.flusher.start()
         undo.pop_all()

@@ -131,6 +131,33 @@ class CacheConfig(_Section):
     ttl_s: WholeSeconds = Field(default=300, description="life of a cached result")
 
 
+class TasksConfig(_Section):
+    """The queue of tasks."""
+
+    lease_s: Seconds = Field(default=30, description="silence after which another worker may take a running task")
+    attempts_max: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=5, description="runs of a task before it is a dead letter, unless it says otherwise"
+    )
+    poll_ms: Milliseconds = Field(default=1000, description="idle workers look this often, woken or not")
+    retention_s: Seconds = Field(default=2_592_000, description="how long a finished task is kept")
+
+
+class MessagesConfig(_Section):
+    """The log of messages."""
+
+    partition_s: WholeSeconds = Field(default=604_800, description="time that one partition holds")
+    ahead_count: Annotated[int, Field(ge=1, le=100)] = Field(default=2, description="partitions made before their time")
+    retention_s: Seconds | None = Field(default=None, description="older partitions are dropped; none: never")
+
+
+class KnowledgeConfig(_Section):
+    """Facts."""
+
+    embedder: str | None = Field(
+        default=None, description="a registered embedder, e.g. `wordllama`; none: facts are found by text and filter"
+    )
+
+
 class MemoryConfig(_Section):
     """L1, the memory of this process."""
 

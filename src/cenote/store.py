@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Generator
 from datetime import datetime, timedelta
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -26,6 +27,12 @@ from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Version
 from cenote.model.key import CONFLICTS, agent_ref
 from cenote.opening import open_machines
+from cenote.repositories.agents import Agents
+from cenote.repositories.cached import Cached
+from cenote.repositories.knowledge import Knowledge
+from cenote.repositories.messages import Messages
+from cenote.repositories.sessions import Sessions
+from cenote.repositories.tasks import Tasks
 from cenote.sql.pool import Database
 
 log = logging.getLogger("cenote")
@@ -47,6 +54,36 @@ class Store:
         agent = agent_ref(agent_id)
         machines = self._machines if agent != CONFLICTS else reading_only(self._machines)
         return AgentState(machines, agent)
+
+    @cached_property
+    def agents(self) -> Agents:
+        """Who the agents are, and where to look for them."""
+        return Agents(self._machines)
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """The queue: what is to be done, by whom, and what became of it."""
+        return Tasks(self._machines)
+
+    @cached_property
+    def messages(self) -> Messages:
+        """What agents said to each other."""
+        return Messages(self._machines)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """What lives for as long as it is used, and an hour longer."""
+        return Sessions(self._machines)
+
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """Facts, found by what they mean, by their words and by what is said about them."""
+        return Knowledge(self._machines)
+
+    @cached_property
+    def cache(self) -> Cached:
+        """Answers that are dear to compute, for all processes of the store."""
+        return Cached(self._machines)
 
     def counter(self, name: str) -> SwarmCounter:
         """A number that everybody may add to at once, named by 1 to 512 characters. Costs nothing and asks no server.

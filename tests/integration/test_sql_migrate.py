@@ -12,6 +12,7 @@ from pg_server import GUARD, STORE, PgServer, beat, database, pg, row
 from cenote.config import Names
 from cenote.errors import SetupError
 from cenote.sql import migrate as migrations
+from cenote.sql.loader import SCHEMAS
 from cenote.sql.migrate import Migration, known, migrate, pending, plan, print_sql
 from cenote.sql.pool import Database
 from cenote.sql.rows import NewEpoch
@@ -152,13 +153,14 @@ async def _roles(pg: PgServer) -> None:
     con = await asyncpg.connect(pg.url())
     await con.execute("""
         CREATE ROLE owner_of_schema LOGIN PASSWORD 'o'; CREATE ROLE writer LOGIN PASSWORD 'w';
-        REVOKE CREATE ON DATABASE postgres FROM PUBLIC;
-        CREATE SCHEMA "Roles_agents" AUTHORIZATION owner_of_schema""")
+        REVOKE CREATE ON DATABASE postgres FROM PUBLIC""")
+    for schema in SCHEMAS:
+        await con.execute(f'CREATE SCHEMA "Roles_{schema}" AUTHORIZATION owner_of_schema')
     await con.close()
 
 
 async def test_roles_without_superuser_migrate_and_flush(pg: PgServer) -> None:
-    """A DBA made the schema; its owner may not create schemas, and the application's role owns nothing at all."""
+    """A DBA made the schemas; their owner may not create schemas, and the application's role owns nothing at all."""
     await _roles(pg)
     names = Names("Roles")
     owner = database(pg, names, url=pg.url(user="owner_of_schema", password="o"))

@@ -19,6 +19,7 @@ from cenote.engine import entries
 from cenote.engine.belonging import settle
 from cenote.engine.blobs import Blobs
 from cenote.engine.cache import Cache
+from cenote.engine.chores import Chore
 from cenote.engine.coherence import Coherence
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
@@ -138,6 +139,7 @@ class Core:
         self.announced = False
         """Whether the stream's metadata says so, for everybody."""
         self.on_close: list[Callable[[], None]] = []
+        self.chores: list[Chore] = []
         self._prefix_length = len(self.stream.prefix)
         self._probe_now = asyncio.Event()
         self._calm = False

@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 from cenote import limits
+from cenote.engine.chores import keep_doing
 from cenote.engine.collector import Collector
 from cenote.engine.core import Core
 from cenote.engine.counter_flush import CounterFlush
@@ -52,6 +53,7 @@ class Shift:
             Evictor(core, tenure.durable, self._lineage).run(),
             Collector(core, tenure.durable, tenure.guard, hand.overlap, OVERLAP).run(),
             CounterFlush(core).run(),
+            keep_doing(core.chores),
         )
 
     async def _begin(self) -> Tenure:

@@ -13,7 +13,7 @@ from typing import Final
 
 from cenote.naming import Names
 
-SCHEMAS: Final = ("agents",)
+SCHEMAS: Final = ("agents", "tasks", "messages", "knowledge")
 """The schemas a namespace owns, by the names under which SQL files refer to them."""
 
 _BLOCK = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)

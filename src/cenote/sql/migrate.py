@@ -185,8 +185,8 @@ async def _apply(db: Database, migration: Migration) -> bool:
 async def _prepare(tx: Transaction, db: Database) -> None:
     """The schemas and the table of migrations. CREATE SCHEMA asks for the right to create even where the
     schema exists, which a role that a DBA prepared it for may not have; hence the look before."""
-    for schema in SCHEMAS:
-        if not await tx.fetchval(db.queries["schema_exists"], db.names.schema_name(schema)):
-            await tx.execute(f"CREATE SCHEMA IF NOT EXISTS {db.names.schema(schema)}")
+    schemas = {db.names.schema_name(schema): db.names.schema(schema) for schema in SCHEMAS}
+    for missing in await tx.fetch(db.queries["schemas_missing"], list(schemas)):
+        await tx.execute(f"CREATE SCHEMA IF NOT EXISTS {schemas[missing['s']]}")
     if not await tx.fetchval(db.queries["relation_exists"], f"{db.names.schema('agents')}.migrations"):
         await tx.execute(db.queries["create_migrations"])

@@ -1,9 +1,9 @@
 -- agents.migrations: what the database has.
 
--- name: schema_exists
+-- name: schemas_missing
 -- why: see migrate.py.
 -- index: none
-SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1::text::name)
+SELECT s FROM unnest($1::text[]) AS s WHERE NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = s::name)
 
 -- name: relation_exists
 -- why: a database that was never migrated has no table to ask.
