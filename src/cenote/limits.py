@@ -31,6 +31,12 @@ MERGING_ACTORS_MAX: Final = 8_192  # actors of one merging value: one for each p
 CLOCK_NUMBER_MAX: Final = 2**53 - 1  # largest number in a clock: what every reader of JSON holds exactly
 TTL_S_MAX: Final = 100 * 365 * 86_400  # longest per-entry time to live: a century
 
+# --- agents --------------------------------------------------------------------------------------------------
+AGENT_WORD_CHARS_MAX: Final = 100  # longest type or status of an agent
+AGENT_METADATA_BYTES_MAX: Final = 64 * KIB  # what an agent says of itself, encoded: each search may read all of it
+HEARTBEAT_MS_MIN: Final = 1_000  # a process sends one heartbeat of an agent in this time, however often it is told to
+HEARTBEAT_AGENTS_MAX: Final = 100_000  # of which one process remembers when it sent the last one
+
 # --- time ----------------------------------------------------------------------------------------------------
 CLOCK_DRIFT_MS_MAX: Final = 60_000  # a hybrid clock that is further ahead of ours is refused, not followed
 EVICT_AGE_MIN_MS: Final = 2_000

@@ -25,7 +25,7 @@ from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError
 from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Version
-from cenote.model.key import CONFLICTS, agent_ref
+from cenote.model.key import RESERVED_AGENTS, agent_ref
 from cenote.opening import open_machines
 from cenote.repositories.agents import Agents
 from cenote.repositories.cached import Cached
@@ -52,7 +52,8 @@ class Store:
         """The state of one agent: named by a UUID (or its canonical lower-case text), or by any other text of 1 to
         200 characters, compared exactly. Costs nothing and asks no server. RejectedError when it cannot be a name."""
         agent = agent_ref(agent_id)
-        machines = self._machines if agent != CONFLICTS else reading_only(self._machines)
+        reserved = RESERVED_AGENTS.get(agent)
+        machines = self._machines if reserved is None else reading_only(self._machines, reserved)
         return AgentState(machines, agent)
 
     @cached_property

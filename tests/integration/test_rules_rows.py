@@ -62,7 +62,7 @@ def registration_beside_the_flush(patch: pytest.MonkeyPatch) -> None:
         query = plain(self, name)
         return query.replace("ON CONFLICT", "ON CONFLICT (agent_id)") if name == "register" else query
 
-    async def register(self: Registrar, agents: set[keys.AgentRef]) -> None:
+    async def register(self: Registrar, agents: set[keys.AgentRef], _: object) -> None:
         await self._table.register([(agent.id, keys.sql_key(agent.text)) for agent in agents])
 
     patch.setattr(Queries, "__getitem__", text)

@@ -144,9 +144,9 @@ class Changes:
 
 
 def _places(commit: Commit) -> list[_Place]:
-    """What a commit changed, but for the conflict log: it is asked for by its own."""
+    """What a commit changed, but for the reserved agents: they are asked for by their own verbs."""
     places = zip(commit.agent_ids, commit.keys, strict=True)
-    return [place for place in places if place[0] != keys.CONFLICTS.id]
+    return [place for place in places if place[0] not in keys.RESERVED_IDS]
 
 
 def _text(commit: CommitId) -> str:

@@ -237,7 +237,7 @@ class Hand:
             await self._until_committed(batch, max((one.message.sequence, one.message.time_us) for one in taken))
         if points.armed:
             await points.hit("flush.committed")
-        await self._names.register(batch.agents)
+        await self._names.register(batch.agents, batch.rows)
         if core.link.generation != self._generation:
             raise ShiftOver("the connection was replaced during a flush")
         if self.before_ack is not None:

@@ -58,14 +58,17 @@ def build(core: Core) -> Machines:
     )  # fmt: skip
 
 
-def reading_only(machines: Machines) -> Machines:
-    """The same machines for whoever may look at the conflict log: nobody writes it but cenote itself."""
-    nobody: Any = _Nobody()
+def reading_only(machines: Machines, what: str) -> Machines:
+    """The same machines for whoever may look at a reserved agent: nobody writes it but cenote itself."""
+    nobody: Any = _Nobody(what)
     return replace(machines, writer=nobody, meeting=nobody, atomic=nobody)
 
 
 class _Nobody:
     """Stands where a machine that writes would."""
 
+    def __init__(self, what: str) -> None:
+        self._what = what
+
     def __getattr__(self, verb: str) -> Any:
-        raise RejectedError("this agent is the conflict log, which cenote alone writes", hint="take another agent id")
+        raise RejectedError(f"this agent is {self._what}, which cenote alone writes", hint="take another agent id")

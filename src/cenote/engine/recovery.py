@@ -119,7 +119,8 @@ async def _commit(table: StateTable, batch: Batch, guard: Guard, epochs: Epochs,
                 _held(await pass_fence(table, [row], write, _live))
             except DataRefused as refused:
                 await _quarantine(table, Poison(entries.exact(row), str(refused), ""), guard, heartbeat, recovered)
-    await table.register([(agent.id, keys.sql_key(agent.text)) for agent in batch.agents - {keys.CONFLICTS}])
+    named = batch.agents - keys.RESERVED_AGENTS.keys()
+    await table.register([(agent.id, keys.sql_key(agent.text)) for agent in named])
 
 
 async def _quarantine(

@@ -28,10 +28,11 @@ Selector = Callable[[keys.AgentRef], bool]
 
 
 def selector(agents: str) -> Selector:
-    """Which agents a watch of the whole store means: a shell-style pattern over their names. The conflict log is asked
+    """Which agents a watch of the whole store means: a shell-style pattern over their names. A reserved one is asked
     for by its own."""
-    log_too = agents == keys.CONFLICTS.text
-    return lambda agent: fnmatch.fnmatchcase(agent.text, agents) and (log_too or agent != keys.CONFLICTS)
+    return lambda agent: fnmatch.fnmatchcase(agent.text, agents) and (
+        agent.text == agents or agent not in keys.RESERVED_AGENTS
+    )
 
 
 class _Expiring(NamedTuple):

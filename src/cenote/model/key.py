@@ -179,3 +179,18 @@ def _hashed_id(name: str) -> UUID:
 
 CONFLICTS: Final = agent_ref(UUID("c0a15e70-c0f1-4c75-9a1e-5c0ff11c7106"))
 """The reserved agent whose entries are the conflict log; `agents.conflicts` in SQL knows it by this id."""
+
+PROFILES: Final = agent_ref(UUID("c0a15e70-a6e7-4c75-9a1e-5c0ff11c7106"))
+"""The reserved agent whose entries are what agents say of themselves, by their names."""
+
+HEARTBEATS: Final = agent_ref(UUID("c0a15e70-bea7-4c75-9a1e-5c0ff11c7106"))
+"""The reserved agent whose entries are the last signs of life of agents, by their names."""
+
+RESERVED_AGENTS: Final = {
+    CONFLICTS: "the conflict log",
+    PROFILES: "what agents say of themselves",
+    HEARTBEATS: "the heartbeats of agents",
+}
+"""Nobody's agents, and what their entries are: cenote alone writes them, and nobody meets them unasked."""
+
+RESERVED_IDS: Final = frozenset(agent.id for agent in RESERVED_AGENTS)

@@ -1,10 +1,33 @@
-"""`agents.registry`: names of agents, beside the flush and never in its way (I13; flow rule 23)."""
+"""`agents.registry`: who the agents are, beside the flush and never in its way (I13; flow rule 23).
 
-from collections.abc import Iterable
+The names are registered; what an agent says of itself is repeated here from its entry in the state, which alone is
+authoritative.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
+from cenote.model import key as keys
 from cenote.sql.pool import Database
 from cenote.sql.rows import AgentRow
+
+_FIND_MS = 10_000  # a search has no business longer
+
+
+class Registered(NamedTuple):
+    """A row of the registry; `name` is SQL-escaped, `version` None for an agent that only wrote state."""
+
+    name: str
+    agent_type: str
+    status: str
+    metadata: str
+    raw: bytes | None
+    epoch: int | None
+    version: int | None
+    deleted: bool
+    updated_us: int
+    seen_us: int | None
 
 
 class AgentTable:
@@ -25,6 +48,35 @@ class AgentTable:
             self.db.queries["register"], [agent_id for agent_id, _ in ordered], [name for _, name in ordered]
         )
         return int(tag.rpartition(" ")[2])
+
+    async def project_profiles(self, names: Sequence[str], timeout_ms: float | None = None) -> int:
+        """Repeat in the registry what the state holds of these agents (SQL-escaped names); how many rows have changed.
+        Repeatable, in any order."""
+        return await self._project("project_profiles", keys.PROFILES.id, names, timeout_ms)
+
+    async def project_heartbeats(self, names: Sequence[str] | None, timeout_ms: float | None = None) -> int:
+        """The same for the last signs of life, of these agents or of all."""
+        return await self._project("project_heartbeats", keys.HEARTBEATS.id, names, timeout_ms)
+
+    async def _project(self, query: str, agent_id: UUID, names: Sequence[str] | None, timeout_ms: float | None) -> int:
+        tag = await self.db.execute(self.db.queries[query], agent_id, names, timeout_ms=timeout_ms)
+        return int(tag.rpartition(" ")[2])
+
+    async def stale_profiles(self) -> list[str]:
+        """The SQL-escaped names of agents of which the registry does not say what the state holds."""
+        rows = await self.db.fetch(self.db.queries["stale_profiles"], keys.PROFILES.id)
+        return [row[0] for row in rows]
+
+    async def registered(self, agent_id: UUID) -> Registered | None:
+        """One agent's row."""
+        row = await self.db.fetchrow(self.db.queries["registered"], agent_id)
+        return None if row is None else Registered(*row)
+
+    async def find_agents(self, after: str, limit: int, agent_type: str | None, status: str | None) -> list[Registered]:
+        """The next rows by name that fit; `after` is the last SQL-escaped name of the page before, "" begins."""
+        query = self.db.queries["find_agents"]
+        rows = await self.db.fetch(query, after, limit, agent_type, status, timeout_ms=_FIND_MS)
+        return [Registered(*row) for row in rows]
 
     async def agents_page(self, after: UUID | None, limit: int) -> list[AgentRow]:
         """The next registered agents by id; `after` is the last id of the page before, None begins."""

@@ -130,12 +130,17 @@ class HighWater(NamedTuple):
 
 
 class AgentRow(NamedTuple):
-    """A registered agent with the number of its live keys and its last flush (PostgreSQL's clock)."""
+    """A registered agent with the number of its live keys and its last flush (PostgreSQL's clock); `deleted`: what it
+    said of itself; `seen_us`: its last sign of life (the KV server's clock)."""
 
     agent_id: UUID
     name: str
     keys: int
     updated_us: int | None
+    agent_type: str
+    status: str
+    deleted: bool
+    seen_us: int | None
 
 
 class DeadLetter(NamedTuple):

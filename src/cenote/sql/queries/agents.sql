@@ -7,11 +7,64 @@ INSERT INTO {agents}.registry (agent_id, name)
 SELECT a, n FROM unnest($1::uuid[], $2::text[]) AS u (a, n)
 ON CONFLICT DO NOTHING
 
+-- name: project_profiles
+-- why: the columns of the registry from the entries $2 of the agent $1, which they repeat. The fence: whoever read an older row and waited for a faster one finds it newer by now, and leaves it alone. It reads
+-- why: what is committed, never what a flusher has in its hands, so it can repeat nothing that SQL does not hold.
+-- index: state_pkey, registry_name_key
+UPDATE {agents}.registry AS r
+   SET agent_type = coalesce(s.value->>'type', 'agent'), status = coalesce(s.value->>'status', 'unknown'),
+       metadata = CASE WHEN jsonb_typeof(s.value->'metadata') = 'object' THEN s.value->'metadata' ELSE '{}' END,
+       raw = s.raw, epoch = s.epoch, version = s.version, deleted = s.deleted, updated_at = s.kv_time
+  FROM {agents}.state AS s
+ WHERE s.agent_id = $1 AND s.key = ANY ($2::text[]) AND r.name = s.key
+   AND (coalesce(r.epoch, 0), coalesce(r.version, 0)) < (s.epoch, s.version)
+
+-- name: project_heartbeats
+-- why: many heartbeats become one update, which changes no indexed column. $2: these, NULL: all.
+-- index: state_pkey, registry_name_key
+UPDATE {agents}.registry AS r
+   SET seen_at = s.kv_time
+  FROM {agents}.state AS s
+ WHERE s.agent_id = $1 AND ($2::text[] IS NULL OR s.key = ANY ($2)) AND NOT s.deleted AND r.name = s.key
+   AND (r.seen_at IS NULL OR r.seen_at < s.kv_time)
+
+-- name: stale_profiles
+-- why: what a process left behind that was killed between a flush and the registry, or that the registry refused; once
+-- why: in a flusher's tenure, and after each failure.
+-- index: state_pkey, registry_name_key
+SELECT s.key
+  FROM {agents}.state AS s
+  LEFT JOIN {agents}.registry AS r ON r.name = s.key
+ WHERE s.agent_id = $1 AND (r.epoch, r.version) IS DISTINCT FROM (s.epoch, s.version)
+ ORDER BY s.key
+
+-- name: registered
+-- why: `store.agents`: an agent by its id.
+-- index: registry_pkey
+SELECT name, agent_type, status, metadata::text AS metadata, raw, epoch, version, deleted,
+       (extract(epoch FROM updated_at) * 1000000)::bigint AS updated_us,
+       (extract(epoch FROM seen_at) * 1000000)::bigint AS seen_us
+  FROM {agents}.registry
+ WHERE agent_id = $1
+
+-- name: find_agents
+-- why: `store.agents.list` and `search`: a page by name. The condition on the metadata takes the place of `true`.
+-- index: registry_name_key, registry_metadata
+SELECT name, agent_type, status, metadata::text AS metadata, raw, epoch, version, deleted,
+       (extract(epoch FROM updated_at) * 1000000)::bigint AS updated_us,
+       (extract(epoch FROM seen_at) * 1000000)::bigint AS seen_us
+  FROM {agents}.registry
+ WHERE name > $1 AND NOT deleted AND ($3::text IS NULL OR agent_type = $3) AND ($4::text IS NULL OR status = $4)
+   AND true
+ ORDER BY name
+ LIMIT $2
+
 -- name: agents_page
 -- why: `cenote agents`; counts only the keys of the agents on the page.
 -- index: registry_pkey, state_pkey
-SELECT r.agent_id, r.name, s.keys, s.updated_us
-  FROM (SELECT agent_id, name FROM {agents}.registry WHERE agent_id > $1 ORDER BY agent_id LIMIT $2) AS r
+SELECT r.agent_id, r.name, s.keys, s.updated_us, r.agent_type, r.status, r.deleted,
+       (extract(epoch FROM r.seen_at) * 1000000)::bigint AS seen_us
+  FROM (SELECT * FROM {agents}.registry WHERE agent_id > $1 ORDER BY agent_id LIMIT $2) AS r
  CROSS JOIN LATERAL (
        SELECT count(*) FILTER (WHERE NOT deleted AND (expires_at IS NULL OR expires_at > now())) AS keys,
               (extract(epoch FROM max(updated_at)) * 1000000)::bigint AS updated_us
