@@ -124,7 +124,7 @@ async def test_post_migrations_wait_and_do_not_make_a_schema_behind(
 
 
 async def test_a_migration_that_fails_leaves_nothing(pg: PgServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Migration(1, "broken", "pre", 1, "CREATE TABLE {agents}.half (x int); SELECT 1 / 0")
+    broken = Migration(1, "broken", "pre", 1, "CREATE TABLE {agents}.half (x int); SELECT 1 / 0;")
     monkeypatch.setattr(migrations, "known", lambda: (broken,))
     db = database(pg)
     with pytest.raises(Exception, match="22012"):

@@ -1,4 +1,5 @@
-"""Bring the schema to its head: numbered SQL files, forward only, each in a transaction of its own.
+"""Bring the schema to its head: numbered SQL files, forward only, each in a transaction of its own; where there is
+nothing yet, all in one.
 
 `agents.migrations` is authoritative for what a database has; the files for what it should have. Any number
 of processes may migrate at once: each file is applied under an advisory lock, after looking again. An older
@@ -91,6 +92,8 @@ async def migrate(db: Database, policy: Policy, *, phase: Phase | None = None) -
                 hint="run: cenote migrate",
             )
         return []
+    if not applied and phase is None:
+        return list(known()) if await _create(db) else []
     done = []
     for migration in missing:
         if phase is not None and migration.phase != phase:
@@ -122,12 +125,33 @@ def print_sql(names: Names, *, after: int = 0) -> str:
     ]
     parts += [f"CREATE SCHEMA IF NOT EXISTS {names.schema(schema)};" for schema in SCHEMAS]
     parts.append(queries["create_migrations"] + ";")
+    parts += [_script(queries, names, after), f"{queries['unbind_flushes']};", "COMMIT;"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _script(queries: Queries, names: Names, after: int = 0) -> str:
+    """The migrations above number `after`, each followed by its record."""
+    parts = []
     for m in [each for each in known() if each.number > after]:
         values = f"{m.number}, '{m.name}', '{m.phase}', '{m.sha256}'"
         record = queries["record_migration"].replace("$1, $2, $3, $4", values)
         reader = queries["raise_min_reader"].replace("$1", f"'{m.min_reader}'")
         parts += [f"-- {m.number:04}_{m.name}.sql", placed(m.text, names), f"{record};", f"{reader};"]
-    return "\n\n".join([*parts, f"{queries['unbind_flushes']};", "COMMIT;"]) + "\n"
+    return "\n\n".join(parts)
+
+
+async def _create(db: Database) -> bool:
+    """Make the whole schema where there is none, all or nothing, in one go: a tenth of a second is long for whoever
+    opens a store the first time. False when another process was faster."""
+
+    async def run(tx: Transaction) -> bool:
+        await _begin(tx, db)
+        if await tx.fetch(db.queries["applied_migrations"]):
+            return False
+        await tx.execute(_script(db.queries, db.names), timeout_ms=_ANSWER_MS)
+        return True
+
+    return await transact(db, run, isolation=Isolation.READ_COMMITTED)
 
 
 async def _applied(db: Database) -> dict[int, str]:
@@ -161,10 +185,7 @@ async def _apply(db: Database, migration: Migration) -> bool:
     """Apply one migration, unless another process was faster."""
 
     async def run(tx: Transaction) -> bool:
-        await tx.execute(_LIMITS)
-        key = advisory_key(db.names, "migrate")
-        await tx.execute("SELECT pg_advisory_xact_lock($1)", key, timeout_ms=_ANSWER_MS)
-        await _prepare(tx, db)
+        await _begin(tx, db)
         if await tx.fetchval(db.queries["migration_applied"], migration.number):
             return False
         await tx.execute(placed(migration.text, db.names), timeout_ms=_ANSWER_MS)
@@ -182,9 +203,12 @@ async def _apply(db: Database, migration: Migration) -> bool:
     return await transact(db, run, isolation=Isolation.READ_COMMITTED)
 
 
-async def _prepare(tx: Transaction, db: Database) -> None:
-    """The schemas and the table of migrations. CREATE SCHEMA asks for the right to create even where the
+async def _begin(tx: Transaction, db: Database) -> None:
+    """Alone with the schemas and the table of migrations. CREATE SCHEMA asks for the right to create even where the
     schema exists, which a role that a DBA prepared it for may not have; hence the look before."""
+    await tx.execute(_LIMITS)
+    key = advisory_key(db.names, "migrate")
+    await tx.execute("SELECT pg_advisory_xact_lock($1)", key, timeout_ms=_ANSWER_MS)
     schemas = {db.names.schema_name(schema): db.names.schema(schema) for schema in SCHEMAS}
     for missing in await tx.fetch(db.queries["schemas_missing"], list(schemas)):
         await tx.execute(f"CREATE SCHEMA IF NOT EXISTS {schemas[missing['s']]}")
