@@ -35,12 +35,20 @@ class Transaction:
 
     After the first error PostgreSQL refuses all further statements of the transaction; the function's run
     is over.
+
+    Attributes:
+        before_commit: awaited, in order, when the function is over: for statements that take what others wait for, and
+            therefore come last.
+        after_commit: called once the transaction is known to be committed; must not raise.
+    Whoever rolls back to a savepoint cuts both lists to the length they had there.
     """
 
     def __init__(self, db: Database, con: asyncpg.Connection) -> None:
         self._db = db
         self._con = con
         self.failed: CenoteError | None = None
+        self.before_commit: list[Callable[[], Awaitable[None]]] = []
+        self.after_commit: list[Callable[[], None]] = []
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         """All rows."""
@@ -103,12 +111,16 @@ async def _attempt(db: Database, fn: Callable[[Transaction], Awaitable[T]], isol
         try:
             await tx.execute(f"BEGIN ISOLATION LEVEL {isolation.value}")
             result = await fn(tx)
+            for work in tx.before_commit:
+                await work()
             if tx.failed is not None:  # `fn` swallowed it; PostgreSQL would answer COMMIT with a silent rollback
                 raise tx.failed
         except BaseException:
             await _roll_back(con)
             raise
         await _commit(con)
+        for tell in tx.after_commit:
+            tell()
         return result
 
 
