@@ -1,5 +1,5 @@
-"""Who the agents are, for those who read SQL, beside the flush (I13; flow rule 23): names, for an id that is a hash says
-nothing, and what each agent says of itself.
+"""Who the agents are, for those who read SQL, beside the flush (I13; flow rule 23): names, for an id that is a hash
+says nothing, and what each agent says of itself.
 
 The state is authoritative: what an agent says of itself is an entry of a reserved agent, flushed like all others. The
 registry repeats what is committed there, behind a fence of its own, so it may be late, and a failed one is made up for.

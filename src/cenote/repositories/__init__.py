@@ -2,8 +2,11 @@
 
 from cenote.engine.chores import Chore
 from cenote.engine.machines import Machines
+from cenote.engine.search_index import EVERY_S, SearchIndex
 
 
 def chores(machines: Machines) -> list[Chore]:
     """What these rooms want done by the process that flushes."""
-    return []
+    return [
+        Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
+    ]

@@ -1,0 +1,161 @@
+"""`agents.search` and the index `state_value`: where content may be found. The rows of `agents.state` alone are
+authoritative; both may be missing, and no answer depends on them."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from cenote import limits
+from cenote.errors import UnavailableError
+from cenote.model import key as keys
+from cenote.sql.errors import TIER
+from cenote.sql.pool import Database
+from cenote.sql.rows import Row
+from cenote.sql.state import prefix_end
+from cenote.sql.transaction import Isolation, Transaction, transact
+
+_FIRST: Final = UUID(int=0)
+_LAST: Final = UUID(int=2**128 - 1)
+_HIDDEN: Final = sorted(keys.RESERVED_IDS)
+FIRST_PARAMETER: Final = 10
+"""Of a condition: the query's own come before it."""
+_BUILD_S: Final = 24 * 3_600
+
+
+class Where(NamedTuple):
+    """What is asked for: of which agent (None: any), from which place on, under which prefix (SQL-escaped), and a
+    condition on `s.value` with its parameters, the first of them $10 (`FIRST_PARAMETER`); `contained`: JSON text that
+    every value which fits contains, None where nobody knows any."""
+
+    agent_id: UUID | None
+    after: tuple[UUID, str] | None
+    prefix: str
+    condition: str
+    parameters: Sequence[object]
+    contained: str | None
+
+
+class SearchState(NamedTuple):
+    """Which index there is. `inline`: None where there is none, False: half-built. `projected`, `filled`: whether there
+    is a projection, and all in it; `commits`, `lag_ms`: how far it is behind, None where it is not."""
+
+    inline: bool | None
+    projected: bool | None
+    filled: bool | None
+    commits: int | None
+    lag_ms: int | None
+
+
+class SearchTable:
+    """Finds, and keeps the projection; each step of that is repeatable, in any number of processes at once."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+
+    async def find(
+        self, where: Where, limit: int, now_us: int, *, projected: bool
+    ) -> list[tuple[str | None, Row]] | None:
+        """The next rows in key order, with the SQL-escaped names of their agents; `[]` alone says that there are no
+        more. None: there is no projection to look in.
+
+        Raises:
+            UnavailableError: it took longer than `limits.SEARCH_MS_MAX`, or PostgreSQL cannot be reached.
+        """
+        assert where.contained is not None or not projected
+        first, after = where.after or (where.agent_id or _FIRST, "")
+        arguments: list[object] = [
+            first, where.agent_id or _LAST, after, where.prefix, prefix_end(where.prefix), limit,
+            limits.PAGE_BYTES_MAX, now_us, _HIDDEN,
+        ]  # fmt: skip
+        query = self.db.queries["search_projected" if projected else "search_scan"]
+        condition, contained = where.condition, ""
+        arguments += where.parameters
+        if where.contained is not None:
+            arguments.append(where.contained)
+            contained = f"${len(arguments)}::text::jsonb"
+            condition = f"s.value @> {contained} AND ({condition})"
+        query = query.replace("AND true", f"AND {condition}").replace("'{}'::jsonb", contained)
+        try:
+            rows = await self.db.fetch(query, *arguments, timeout_ms=limits.SEARCH_MS_MAX)
+        except UnavailableError as error:
+            if isinstance(error.__cause__, TimeoutError | asyncpg.QueryCanceledError):
+                raise UnavailableError(
+                    f"the search was given up after {limits.SEARCH_MS_MAX / 1000:g} s", tier=TIER,
+                    hint="narrow it by agent or key_prefix, or give it an index: sql.search_index",
+                ) from error  # fmt: skip
+            raise
+        if rows and rows[0]["key"] is None:
+            return None
+        return [(row[0], Row(*row[1:])) for row in rows]
+
+    async def state(self) -> SearchState:
+        """Which index there is."""
+        row = await self.db.fetchrow(self.db.queries["search_state_of"])
+        assert row is not None
+        return SearchState(*row)
+
+    # --- the projection -------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Let there be a projection."""
+        await self.db.execute(self.db.queries["search_begin"], _FIRST)
+
+    async def step(self) -> bool:
+        """Bring the projection a bit further; whether there is more to do at once."""
+
+        async def further(tx: Transaction) -> bool:
+            queries = self.db.queries
+            head = await tx.fetchrow(queries["search_lock"])
+            if head is None:
+                return False  # somebody has ended it
+            if head["gap"]:
+                await tx.execute(queries["search_refill"], _FIRST)
+                return True
+            if head["agent_id"] is not None:
+                place = head["agent_id"], head["key"]
+                await tx.fetchval(queries["search_fill"], *place, limits.SEARCH_FILL_ROWS, _HIDDEN)
+                return True
+            commits = await tx.fetchval(queries["search_feed"], limits.SEARCH_FEED_COMMITS, _HIDDEN)
+            return bool(commits == limits.SEARCH_FEED_COMMITS)
+
+        return await transact(self.db, further, isolation=Isolation.READ_COMMITTED)
+
+    async def expire(self) -> None:
+        """Forget what has expired: some of it."""
+        await self.db.execute(self.db.queries["search_expire"], limits.SEARCH_FILL_ROWS)
+
+    async def end(self) -> None:
+        """There is no projection from here on."""
+        await self.db.execute(self.db.queries["search_end"])
+
+    async def empty(self) -> bool:
+        """Remove some of what is left of it; whether there is more."""
+        tag = await self.db.execute(self.db.queries["search_empty"], limits.SEARCH_FILL_ROWS)
+        return tag != "DELETE 0"
+
+    # --- the index on the state -----------------------------------------------------------------------------
+
+    async def build(self) -> None:
+        """Make the index beside the flushes, unless it is there or somebody is at it. It takes what it takes."""
+        queries = self.db.queries
+        if await self.db.fetchval(queries["search_building"]):
+            return
+        if (await self.state()).inline is False:
+            await self.remove()
+        async with self.db.connection() as con:
+            await self._patiently(con, "search_inline_create", lock_timeout="0")
+
+    async def remove(self) -> None:
+        """Drop the index beside the flushes. TransactionError while somebody builds it: then it is not ours to drop."""
+        async with self.db.connection() as con:
+            await self._patiently(con, "search_inline_drop", lock_timeout="1s")
+
+    async def _patiently(self, con: asyncpg.Connection, query: str, *, lock_timeout: str) -> None:
+        await con.execute(f"SET statement_timeout = 0; SET lock_timeout = '{lock_timeout}'")
+        try:
+            await con.execute(self.db.queries[query], timeout=_BUILD_S)
+        finally:
+            if not con.is_closed():
+                await con.execute("RESET statement_timeout; RESET lock_timeout")
