@@ -75,7 +75,7 @@ class Agents:
             UnavailableError, BackpressureError: nothing was written, try again later.
             OutcomeUnknownError: the answer was lost; saving it again is harmless.
         """
-        ref, content = keys.agent_ref(agent.name), _content(agent)
+        content, ref = _content(agent), keys.agent_ref(agent.name)
         stored = await self._writer.write(self._profile(ref), content)
         return await self._saved(ref, agent, stored)
 
@@ -87,7 +87,7 @@ class Agents:
             ConflictError: somebody has saved, updated or deleted it since; find it and decide again.
             Otherwise as `save`.
         """
-        ref, content = keys.agent_ref(agent.name), _content(agent)
+        content, ref = _content(agent), keys.agent_ref(agent.name)
         if agent.version is None and (await self.find(ref.text)).version is not None:
             raise ConflictError(f"agent {ref.text!r} was saved since it was read", hint="find it and decide again")
         try:

@@ -24,6 +24,7 @@ class FaultProxy:
 
     Attributes:
         port: where clients connect.
+        delay_s: how long each chunk of bytes is held back, in either direction; in the order in which they came.
         accepted, refused, lost: connections let through, turned away, and reset in place of an answer; a test asserts
             with them that its fault did hit.
     """
@@ -37,6 +38,7 @@ class FaultProxy:
         self._needle: bytes | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._serving: set[asyncio.Task[None]] = set()
+        self.delay_s = 0.0
         self.port = self.accepted = self.refused = self.lost = 0
 
     async def __aenter__(self) -> Self:
@@ -107,6 +109,8 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK_BYTES):
                 await self._open.wait()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 writer.write(data)
                 await writer.drain()
                 if asking and self._needle is not None and self._needle in data:
