@@ -92,6 +92,17 @@ IN_FLIGHT_MAX: Final = 65_536  # requests one process may have in flight
 WRITE_BUFFER_BYTES_MAX: Final = 32 * MIB  # bytes that wait for NATS's socket before requests are refused
 REQUEST_SUBJECT_BYTES_MAX: Final = SUBJECT_BYTES_MAX + 128  # an entry's subject behind a JetStream API prefix
 
+# --- messages -----------------------------------------------------------------------------------------------
+MESSAGE_BYTES_MAX: Final = MIB  # largest body of a message, encoded: what is larger goes under a key
+MESSAGE_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a message, encoded
+MESSAGES_BATCH_COUNT_MAX: Final = 1_000  # messages of one send_many, and of one statement
+MESSAGES_BATCH_BYTES_MAX: Final = 8 * MIB  # their bytes: all other senders of the store wait for the statement
+MESSAGES_WAITING_BYTES_MAX: Final = 64 * MIB  # messages of one process that wait to be sent
+MESSAGES_PAGE_BYTES_MAX: Final = 8 * MIB  # messages of one page, the last of which may exceed it
+MESSAGES_SLICE_ROWS: Final = 5_000  # messages that one statement of a search without an index reads
+MESSAGES_FORGET_ROWS: Final = 5_000  # messages that one statement of a forget removes
+MESSAGE_WORDS_CHARS_MAX: Final = 1_000  # longest text to search for
+
 # --- embedded servers ---------------------------------------------------------------------------------------
 SERVER_START_S: Final = 120  # a server that recovers from a crash may take this long until it answers
 SERVER_ATTACH_S: Final = 15  # a server that runs but does not answer within this is stopped and started again
@@ -106,6 +117,7 @@ SERVER_LOG_BYTES_MAX: Final = 10 * MIB  # a longer log is put aside at the next 
 EMBEDDED_PORT_MIN: Final = 20_000  # below the ports that Linux (32,768) and macOS (49,152) give to clients
 EMBEDDED_PORT_MAX: Final = 31_999
 
+assert MESSAGE_BYTES_MAX + MESSAGE_METADATA_BYTES_MAX < MESSAGES_BATCH_BYTES_MAX < MESSAGES_WAITING_BYTES_MAX
 assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
 assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
 assert ACK_PROGRESS_MS * 3 <= ACK_WAIT_S * 1000

@@ -156,6 +156,10 @@ class MessagesConfig(_Section):
     partition_s: WholeSeconds = Field(default=604_800, description="time that one partition holds")
     ahead_count: Annotated[int, Field(ge=1, le=100)] = Field(default=2, description="partitions made before their time")
     retention_s: Seconds | None = Field(default=None, description="older partitions are dropped; none: never")
+    poll_ms: Milliseconds = Field(default=1000, description="subscribers look this often, woken or not")
+    search_index: bool = Field(
+        default=False, description="an index on the words of messages, in partitions made from then on"
+    )
 
 
 class KnowledgeConfig(_Section):

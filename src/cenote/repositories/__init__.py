@@ -3,10 +3,14 @@
 from cenote.engine.chores import Chore
 from cenote.engine.machines import Machines
 from cenote.engine.search_index import EVERY_S, SearchIndex
+from cenote.repositories.messages_upkeep import Upkeep
+from cenote.sql.messages import MessageTable
 
 
 def chores(machines: Machines) -> list[Chore]:
     """What these rooms want done by the process that flushes."""
+    upkeep = Upkeep(machines.core, MessageTable(machines.core.db))
     return [
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
+        Chore("messages", upkeep.every_s, upkeep.tend),
     ]

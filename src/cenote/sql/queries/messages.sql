@@ -4,7 +4,7 @@
 -- why: the whole log, the oldest first.
 -- index: log_pkey
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -24,7 +24,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: the whole log, the newest first.
 -- index: log_pkey
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts DESC ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -44,7 +44,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what was said in one conversation, the oldest first.
 -- index: log_conversation
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -64,7 +64,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what was said in one conversation, the newest first.
 -- index: log_conversation
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts DESC ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -84,7 +84,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what one agent was told, the oldest first.
 -- index: log_recipient
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -104,7 +104,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what one agent was told, the newest first.
 -- index: log_recipient
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts DESC ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -124,7 +124,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what one agent said, the oldest first.
 -- index: log_sender
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -144,7 +144,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what one agent said, the newest first.
 -- index: log_sender
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM (
     SELECT l.*, sum(l.bytes) OVER (ORDER BY l.ts DESC ROWS UNBOUNDED PRECEDING) - l.bytes AS bytes_before
@@ -164,7 +164,7 @@ SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to
 -- why: what was sent under these ids; each partition is asked.
 -- index: log_default_message_id_idx
 SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
-       body::text AS body, raw, metadata::text AS metadata, metadata_raw,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
        (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
   FROM {messages}.log
  WHERE message_id = ANY ($1::uuid[])
@@ -186,7 +186,7 @@ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,
                FROM {messages}.partitions AS p ORDER BY p.since) AS until_us
 
 -- name: make_message_partition
--- why: by one process at a time: whoever waited finds it made.
+-- why: under `lock_maker`, in READ COMMITTED.
 -- index: pg_inherits_parent_index
 SELECT (extract(epoch FROM {messages}.make_partition(
          timestamptz 'epoch' + $1::bigint * interval '1 microsecond', $2, $3)) * 1000000)::bigint
@@ -196,12 +196,20 @@ SELECT (extract(epoch FROM {messages}.make_partition(
 -- index: pg_inherits_parent_index
 SELECT {messages}.drop_partitions(clock_timestamp() - $1::double precision * interval '1 second')
 
+-- name: lock_maker
+-- why: partitions are made and dropped by one at a time: whoever waited finds it done.
+-- index: none
+SELECT pg_advisory_xact_lock($1)
+
 -- name: messages_horizon
 -- why: what lies before it was dropped for its age, so that nobody resumes there without being told.
 -- index: horizon_pkey
-SELECT (extract(epoch FROM dropped) * 1000000)::bigint AS dropped_us,
-       (SELECT last_value FROM {messages}.position) AS position_us
-  FROM (SELECT true AS one) AS always LEFT JOIN {messages}.horizon USING (one)
+SELECT (extract(epoch FROM dropped) * 1000000)::bigint FROM {messages}.horizon
+
+-- name: newest_message
+-- why: where a feed begins that begins now.
+-- index: log_pkey
+SELECT coalesce((extract(epoch FROM max(ts)) * 1000000)::bigint, 0) FROM {messages}.log
 
 -- name: forget_conversation
 -- why: so many at a time: each is a statement of its own, within its time.
@@ -213,3 +221,43 @@ DELETE FROM {messages}.log
 -- why: one message; each partition is asked.
 -- index: log_default_message_id_idx
 DELETE FROM {messages}.log WHERE message_id = $1
+
+-- name: search_messages
+-- why: words anywhere in the texts of a body, in PostgreSQL's web search syntax, the newest first. For partitions that
+-- why: have an index on them.
+-- index: log_pkey
+SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
+       body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
+       (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
+    FROM {messages}.log
+ WHERE jsonb_to_tsvector('simple', body, '["string"]') @@ websearch_to_tsquery('simple', $3)
+   AND ts < timestamptz 'epoch' + $1::bigint * interval '1 microsecond'
+   AND ($4::text IS NULL OR conversation = $4) AND ($5::text IS NULL OR recipient = $5)
+   AND ($6::text IS NULL OR sender = $6)
+ ORDER BY ts DESC
+ LIMIT $2
+
+-- name: search_messages_slice
+-- why: the same without an index: the newest $7 messages before $1 are read; `seen_us` is the oldest of them, NULL when
+-- why: there were none before it.
+-- index: log_pkey
+WITH looked AS MATERIALIZED (
+  SELECT * FROM {messages}.log
+   WHERE ts < timestamptz 'epoch' + $1::bigint * interval '1 microsecond'
+     AND ($4::text IS NULL OR conversation = $4) AND ($5::text IS NULL OR recipient = $5)
+     AND ($6::text IS NULL OR sender = $6)
+   ORDER BY ts DESC
+   LIMIT $7
+)
+SELECT f.*, (SELECT CASE WHEN count(*) = $7 THEN (extract(epoch FROM min(ts)) * 1000000)::bigint END
+               FROM looked) AS seen_us
+  FROM (SELECT) AS always LEFT JOIN (
+    SELECT message_id, (extract(epoch FROM ts) * 1000000)::bigint AS ts_us, reply_to, sender, recipient, conversation,
+           body::text AS body, raw, metadata::text AS metadata, metadata_raw, bytes,
+           (SELECT (extract(epoch FROM h.dropped) * 1000000)::bigint FROM {messages}.horizon AS h) AS dropped_us
+      FROM looked
+     WHERE jsonb_to_tsvector('simple', body, '["string"]') @@ websearch_to_tsquery('simple', $3)
+     ORDER BY ts DESC
+     LIMIT $2
+  ) AS f ON true
+ ORDER BY f.ts_us DESC
