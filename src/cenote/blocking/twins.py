@@ -16,6 +16,7 @@ from cenote import store as stores
 from cenote import typed as typeds
 from cenote.agent import Durability
 from cenote.blocking.iteration import Iteration
+from cenote.blocking.messages import Messages
 from cenote.blocking.thread import LoopThread
 from cenote.config import Config
 from cenote.engine import counters
@@ -275,6 +276,11 @@ class Store:
     def counters(self, prefix: str = "") -> Iteration[tuple[str, int]]:
         """Every counter with its total; see `cenote.Store.counters`."""
         return Iteration(self._thread, self._store.counters(prefix), page=_PAGE)
+
+    @property
+    def messages(self) -> Messages:
+        """What agents said to each other; see `cenote.Store.messages`."""
+        return Messages(self._thread, self._store.messages)
 
     def flush(self, timeout: timedelta | float | None = None) -> None:
         """Wait until everything acknowledged so far is in SQL; see `cenote.Store.flush`."""

@@ -11,6 +11,7 @@ from cenote.cli import (
     doctor,
     entries,
     listing,
+    messages,
     moving,
     servers,
     settings,
@@ -46,4 +47,5 @@ def root(
 for room in (shows, servers, status, doctor, entries, listing, moving, adopt, conflicts):
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
+app.add_typer(messages.app, name="messages", rich_help_panel=OPERATION)
 app.add_typer(settings.app)
