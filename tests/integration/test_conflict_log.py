@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cli_run import Cli
 
@@ -59,7 +60,7 @@ def the_life(patch: pytest.MonkeyPatch) -> None:
     plain = Writer.write
 
     async def write(self: Writer, target: Target, content: Content) -> Stored:
-        return await plain(self, target, content._replace(expires_ms=None))
+        return await plain(self, target, msgspec.structs.replace(content, expires_ms=None))
 
     patch.setattr(Writer, "write", write)
 

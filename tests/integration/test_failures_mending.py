@@ -5,6 +5,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kv_past import again, nobody_flushes, past
 
@@ -67,7 +68,7 @@ def the_clean_mark(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         watcher.entries,
         "from_message",
-        lambda *a: plain(*a)._replace(clean=False, version=cenote.Version(a[1].newest, a[0].sequence)),
+        lambda *a: msgspec.structs.replace(plain(*a), clean=False, version=cenote.Version(a[1].newest, a[0].sequence)),
     )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 import cenote
@@ -91,7 +92,7 @@ def the_mark_of_a_copy_in_a_watch(patch: pytest.MonkeyPatch) -> None:
 
     def read(self: Watch, message: Message) -> Any:
         found = plain(self, message)
-        return None if found is None else (found[0], found[1], found[2]._replace(clean=False))
+        return None if found is None else (found[0], found[1], msgspec.structs.replace(found[2], clean=False))
 
     patch.setattr(Watch, "_read", read)
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 import cenote
@@ -26,6 +27,7 @@ from cenote.engine.writer import Writer
 from cenote.errors import UnavailableError
 from cenote.kv.errors import AnswerLost
 from cenote.kv.link import Link
+from cenote.kv.stream import sequence_of
 from cenote.model.entry import Stored
 from cenote.model.key import sql_key
 from cenote.sql.state import StateTable
@@ -78,7 +80,7 @@ def the_copy_below_a_write(patch: pytest.MonkeyPatch) -> None:
     """A write over what KV lacks expects "nothing" (F-mark)."""
 
     async def install(self: Hydrator, wire: bytes, stored: Stored, *, over: int, **_: Any) -> Stored:
-        return stored._replace(sequence=over)
+        return msgspec.structs.replace(stored, sequence=over)
 
     patch.setattr(Hydrator, "install", install)
 
@@ -117,7 +119,7 @@ def the_operation_at_the_leader(patch: pytest.MonkeyPatch) -> None:
     ) -> int:
         while True:
             try:
-                return await self._send(target, header, body, 1_000)
+                return sequence_of(await self._send(target, header, body, 1_000))
             except (UnavailableError, AnswerLost):
                 await asyncio.sleep(0.02)
 

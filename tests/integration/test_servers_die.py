@@ -23,6 +23,8 @@ from cenote.agent import AgentState
 from cenote.engine.writer import Writer
 from cenote.errors import UnavailableError
 from cenote.kv.errors import AnswerLost
+from cenote.kv.mux import Reply
+from cenote.kv.stream import sequence_of
 from cenote.model.key import sql_key
 from cenote.sql import pool
 from cenote.sql.loader import Queries
@@ -70,15 +72,15 @@ def the_operation_at_the_leader(patch: pytest.MonkeyPatch) -> None:
     async def blindly(self: Writer, target: Any, header: bytes, body: bytes, *_: Any, **__: Any) -> int:
         while True:
             try:
-                return await self._send(target, header, body, 1_000)
+                return sequence_of(await self._send(target, header, body, 1_000))
             except (UnavailableError, AnswerLost):
                 await asyncio.sleep(0.02)
 
     plain = Writer._send
 
-    async def send(self: Writer, target: Any, header: bytes, body: bytes, timeout_ms: int) -> int:
+    def send(self: Writer, target: Any, header: bytes, body: bytes, timeout_ms: int) -> asyncio.Future[Reply]:
         named = header.rstrip(b"\r\n") + b"\r\nNats-Msg-Id: of-" + body.strip(b'"') + b"\r\n\r\n"
-        return await plain(self, target, named, body, timeout_ms)
+        return plain(self, target, named, body, timeout_ms)
 
     patch.setattr(Writer, "_insist", blindly)
     patch.setattr(Writer, "_send", send)

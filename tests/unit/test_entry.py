@@ -4,6 +4,7 @@ import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 
 from cenote import limits
@@ -82,7 +83,7 @@ def test_what_is_no_version(text: str) -> None:
 def stored(value: object, **changes: Any) -> Stored:
     codec, body = values.encode(value)
     plain = Stored(Version(1, 7), 9, codec, body, False, 1_790_000_000_000_001, None, False, 0, "w8f3.17")
-    return plain._replace(**changes)
+    return msgspec.structs.replace(plain, **changes)
 
 
 def test_an_entry_tells_the_user_everything() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cenote.kv import clock
-from cenote.kv.message import delivery, header_value, last_value
+from cenote.kv.message import Delivery, delivery, header_value, last_value
 
 moments = st.integers(0, 4_000_000_000 * 1_000_000)
 
@@ -48,7 +48,7 @@ def test_both_forms_of_an_ack_subject() -> None:
     short = b"$JS.ACK.KV_A.flush.2.1000.7.1795381293719203041.12"
     long = b"$JS.ACK.hub.hash.KV_A.flush.2.1000.7.1795381293719203041.12"
     for reply in (short, long, long + b".token"):
-        assert delivery(reply) == (1000, 1795381293719203, 2)
+        assert delivery(reply) == Delivery(1000, 1795381293719203, 2)
 
 
 def test_header_lines() -> None:

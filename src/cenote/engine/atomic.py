@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
+import msgspec
+
 from cenote import limits, points
 from cenote.engine.blobs import Placed
 from cenote.engine.core import Core, reading
@@ -78,7 +80,8 @@ class Atomic:
         batch = _Batch(targets, await self._placed(targets, whole), expected, writer.next_operation())
         begun = writer.begin(targets[0])
         listening = begun.ticket is not None
-        sent = [begun._replace(ticket=core.cache.ticket(target.subject) if listening else None) for target in targets]
+        tickets = [core.cache.ticket(target.subject) if listening else None for target in targets]
+        sent = [msgspec.structs.replace(begun, ticket=ticket) for ticket in tickets]
         try:
             first = await self._insist(batch, backoff)
         except BaseException as error:

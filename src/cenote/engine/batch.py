@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from cenote import limits
 from cenote.engine import entries
 from cenote.engine.epoch import Epochs
@@ -19,7 +21,7 @@ from cenote.model.entry import Stored, UnknownFormat, Version
 from cenote.sql.rows import Row
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One entry as the durable consumer delivered it; `reply` is where its ack goes."""
 
     message: Message

@@ -85,7 +85,7 @@ class Blobs:
             raise ConsistencyError(f"I1: the blob {reference.id} of {reference.size} bytes is missing")
         if _digest(body) != reference.digest:
             raise ConsistencyError(f"I1: the blob {reference.id} is not what was written")
-        return stored._replace(codec=reference.codec, body=body)
+        return msgspec.structs.replace(stored, codec=reference.codec, body=body)
 
 
 def reference_id(stored: Stored) -> UUID:

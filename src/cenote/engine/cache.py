@@ -18,7 +18,8 @@ in its `Entry`, for at most `memory.ttl_s` since it was read.
 import time
 from array import array
 from collections import OrderedDict
-from typing import NamedTuple
+
+import msgspec
 
 from cenote.model.entry import Stored
 from cenote.model.merging import is_merging
@@ -27,7 +28,7 @@ _COUNTERS = 1 << 13  # as plain numbers side by side, for every write bumps one:
 _SLOT_OVERHEAD_BYTES = 400  # measured: Stored, version, subject text, dictionary slot
 
 
-class Ticket(NamedTuple):
+class Ticket(msgspec.Struct, frozen=True, gc=False):
     """What a read or a write notes before it begins, to be shown when it wants to install something."""
 
     counter: int
@@ -147,13 +148,15 @@ class Cache:
         self._bytes = 0
 
     def _install(self, subject: str, stored: Stored) -> None:
-        self._remove(subject)
+        slots = self._slots
+        if subject in slots:
+            self._remove(subject)
         cost = len(stored.body) + len(subject) + _SLOT_OVERHEAD_BYTES
         if cost > self._bytes_max or not self._entries_max:
             return
-        self._slots[subject] = (stored, time.monotonic() + self._ttl_s)
+        slots[subject] = (stored, time.monotonic() + self._ttl_s)
         self._bytes += cost
-        while self._bytes > self._bytes_max or len(self._slots) > self._entries_max:
+        while self._bytes > self._bytes_max or len(slots) > self._entries_max:
             oldest, (gone, _) = self._slots.popitem(last=False)
             self._bytes -= len(gone.body) + len(oldest) + _SLOT_OVERHEAD_BYTES
 

@@ -13,6 +13,8 @@ import asyncio
 import logging
 from uuid import UUID
 
+import msgspec
+
 from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.blobs import reference_id
@@ -175,7 +177,8 @@ class Collector:
             with reading():
                 found, _ = await core.messages(targets[start : start + _LOOK_KEYS])
             for subject, message in found.items():
-                held[subject] = message if len(message.payload) < limits.KIB else message._replace(payload=b"")
+                large = len(message.payload) >= limits.KIB
+                held[subject] = msgspec.structs.replace(message, payload=b"") if large else message
         if core.link.generation != self._generation:
             raise UnavailableError("the connection was replaced while KV was looked at")
         return held

@@ -210,10 +210,7 @@ class Core:
 
     def sent_ms(self) -> int:
         """A lower bound of the KV server's time, for what is sent now (F-time); 0 while it is not known."""
-        try:
-            return self.link.server_now_ms()
-        except UnavailableError:
-            return 0
+        return self.link.clock.now_ms() or 0
 
     @property
     def skew_ms(self) -> int:

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
+import msgspec
+
 from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.core import Core, reading
@@ -82,7 +84,7 @@ class Hydrator:
         core.counts.hydrated += not stored.deleted
         if points.armed:
             await points.hit("hydrate.installed")
-        return stored._replace(sequence=sequence, clean=True, t0_ms=t0_ms, op=op)
+        return msgspec.structs.replace(stored, sequence=sequence, clean=True, t0_ms=t0_ms, op=op)
 
     def _operation(self) -> str:
         self._copies += 1

@@ -20,13 +20,13 @@ class Receipt:
         durability: "kv", or "sql" once PostgreSQL is known to have committed it.
     """
 
-    __slots__ = ("_core", "_generation", "_since_us", "_target", "durability", "version")
+    __slots__ = ("_core", "_generation", "_sent_ms", "_target", "durability", "version")
 
     def __init__(self, target: Target, stored: Stored, core: Core) -> None:
         self._target = target
         self._core = core
         self._generation = core.link.generation
-        self._since_us = (stored.t0_ms - core.skew_ms) * 1000
+        self._sent_ms = stored.t0_ms
         self.version = stored.version
         self.durability = "kv"
 
@@ -59,7 +59,8 @@ class Receipt:
             )  # fmt: skip
         try:
             async with asyncio.timeout(limit_s):
-                await core.durability.wait(self._target, self.version.revision, self._since_us)
+                since_us = (self._sent_ms - core.skew_ms) * 1000
+                await core.durability.wait(self._target, self.version.revision, since_us)
         except TimeoutError:
             raise NotDurableError(
                 f"PostgreSQL has not committed {self.key!r} within {limit_s} s", key=self.key,

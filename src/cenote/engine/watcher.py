@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+import msgspec
+
 from cenote import limits
 from cenote.engine import entries
 from cenote.engine.core import Core
@@ -30,8 +32,8 @@ Selector = Callable[[keys.AgentRef], bool]
 def selector(agents: str) -> Selector:
     """Which agents a watch of the whole store means: a shell-style pattern over their names. A reserved one is asked
     for by its own."""
-    return lambda agent: fnmatch.fnmatchcase(agent.text, agents) and (
-        agent.text == agents or agent not in keys.RESERVED_AGENTS
+    return lambda agent: (
+        fnmatch.fnmatchcase(agent.text, agents) and (agent.text == agents or agent not in keys.RESERVED_AGENTS)
     )
 
 
@@ -263,7 +265,7 @@ class Watch:
             alarm_ms = known.alarm_ms
         else:
             heapq.heappush(self._expiries, (alarm_ms, *place))
-        self._expiring[place] = _Expiring(alarm_ms, stored._replace(body=b""))
+        self._expiring[place] = _Expiring(alarm_ms, msgspec.structs.replace(stored, body=b""))
 
     def _expired(self) -> list[Entry]:
         """Entries whose time is over and that nobody has written since."""

@@ -9,6 +9,8 @@ import math
 import time
 from typing import NamedTuple
 
+import msgspec
+
 from cenote import limits, points
 from cenote.engine import entries
 from cenote.engine.blobs import Placed
@@ -20,13 +22,14 @@ from cenote.engine.waiting import until_mended
 from cenote.errors import BackpressureError, ConflictError, OutcomeUnknownError, UnavailableError
 from cenote.kv.deadline import patient
 from cenote.kv.errors import AnswerLost, WrongSequence
+from cenote.kv.mux import Reply
 from cenote.kv.stream import sequence_of
 from cenote.model import entry
 from cenote.model.entry import Stored, Version
 from cenote.retry import Backoff
 
 
-class Content(NamedTuple):
+class Content(msgspec.Struct, frozen=True, gc=False):
     """What a write puts under a key."""
 
     codec: str
@@ -38,7 +41,7 @@ class Content(NamedTuple):
 TOMBSTONE = Content(entries.NO_VALUE, b"", None, True)
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """What is noted before a write is sent: L1's ticket, the KV server's time, ours, and where the stream ended at
     the last look."""
 
@@ -90,7 +93,9 @@ class Writer:
         sent = self.begin(target)
         try:
             try:
-                sequence = await self._send(target, header, content.body, self._timeout_ms)
+                if points.armed:
+                    await points.hit("write.ready")
+                sequence = sequence_of(await self._send(target, header, content.body, self._timeout_ms))
             except (UnavailableError, AnswerLost) as error:
                 sequence = await self._insist(target, header, content.body, operation, error, began=sent.began)
         except BaseException as error:
@@ -102,10 +107,8 @@ class Writer:
             await points.hit("write.acked")
         return self.done(target, content, sequence, operation, sent)
 
-    async def _send(self, target: Target, header: bytes, body: bytes, timeout_ms: int) -> int:
-        if points.armed:
-            await points.hit("write.ready")
-        return sequence_of(await self._core.stream.publish_nowait(target.wire, header, body, timeout_ms))
+    def _send(self, target: Target, header: bytes, body: bytes, timeout_ms: int) -> asyncio.Future[Reply]:
+        return self._core.stream.publish_nowait(target.wire, header, body, timeout_ms)
 
     async def _insist(
         self,
@@ -127,7 +130,9 @@ class Writer:
                 return await self._settle(target, operation, backoff, error)
             await backoff.pause(error)
             try:
-                return await self._send(target, header, body, core.attempt_ms(backoff))
+                if points.armed:
+                    await points.hit("write.ready")
+                return sequence_of(await self._send(target, header, body, core.attempt_ms(backoff)))
             except (UnavailableError, AnswerLost) as again:
                 error = again
 
@@ -235,7 +240,7 @@ class Writer:
             return content, before
         timeout_ms = self._core.config.kv.deadline_ms
         placed = await self._core.blobs.put(target, content.codec, content.body, timeout_ms, before)
-        return content._replace(codec=entries.BLOB, body=placed.reference), placed
+        return msgspec.structs.replace(content, codec=entries.BLOB, body=placed.reference), placed
 
     def next_operation(self) -> str:
         """An id for one operation of the caller, however many attempts it takes."""
@@ -294,7 +299,8 @@ class Writer:
             core.own_sequence = sequence
         if sequence <= sent.seen:
             core.went_back()
-        core.met(target.subject, sequence)
+        if core.replicas is not None:
+            core.replicas.met(target.subject, sequence)
         if sent.ticket is not None:
             core.cache.own_write(target.subject, stored, sent.ticket)
         elif core.coherence.listening:  # since it was sent; a read may have found what was there before

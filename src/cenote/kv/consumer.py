@@ -265,8 +265,8 @@ class Pull:
         self.trouble = None
         self._held += 1
         self._held_bytes += len(payload)
-        sequence, time_us, _ = delivery(reply)
-        self._on_message(sequence, time_us, subject, header, payload, reply)
+        told = delivery(reply)
+        self._on_message(told.sequence, told.time_us, subject, header, payload, reply)
         self._no_longer_asked(1, len(payload))  # one more held, one less asked for: no more credit than before
         if not self._asked:
             self._ask()

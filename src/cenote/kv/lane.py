@@ -50,55 +50,59 @@ class LaneParser(Parser):
             await super().parse(rest)
 
     def feed(self, data: bytes) -> bytes:
-        """Deliver the complete frames of registered subscriptions; return the complete other ones."""
-        if self._pieces:
-            self._pieces.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return b""
-            data = b"".join(self._pieces)
-            self._pieces = []
+        """Deliver the complete frames of registered subscriptions; return the complete other ones.
+
+        Every message passes here: one loop, and no call for a frame but its handler's.
+        """
+        if self._pieces and not (data := self._joined(data)):
+            return b""
         others: list[bytes] = []
-        position = 0
-        end = len(data)
+        position, end = 0, len(data)
         while position < end:
-            after = self._frame(data, position, end, others)
-            if after == 0:
-                self._pieces = [data[position:] if position else data]
-                self._have = end - position
+            line_end = data.find(b"\r\n", position)
+            if line_end < 0:
+                if end - position > _CONTROL_LINE_BYTES_MAX:
+                    raise ProtocolError
+                self._keep(data, position, end + 1)
                 break
-            position = after
+            first, start = data[position], line_end + 2
+            if first != _H and first != _M:
+                others.append(data[position:start])
+                position = start
+                continue
+            words = data[position:line_end].split()
+            stop = start + int(words[-1])
+            if stop + 2 > end:
+                self._keep(data, position, stop + 2)
+                break
+            handler = self._handlers.get(int(words[2]))
+            if handler is None:
+                others.append(data[position : stop + 2])
+            else:
+                body = start + int(words[-2]) if first == _H else start
+                reply = words[3] if len(words) == (6 if first == _H else 5) else b""
+                try:
+                    handler(words[1], reply, data[start:body], data[body:stop])
+                except Exception:  # noqa: BLE001  the top of a callback: one bad handler must not end the read loop
+                    _log.exception("a subscription callback failed")
+            position = stop + 2
         return b"".join(others)
 
-    def _frame(self, data: bytes, position: int, end: int, others: list[bytes]) -> int:
-        """Handle the frame at `position`; return where the next one begins, 0 when this one is incomplete."""
-        line_end = data.find(b"\r\n", position)
-        if line_end < 0:
-            if end - position > _CONTROL_LINE_BYTES_MAX:
-                raise ProtocolError
-            self._need = end - position + 1
-            return 0
-        first = data[position]
-        if first != _H and first != _M:
-            others.append(data[position : line_end + 2])
-            return line_end + 2
-        words = data[position:line_end].split()
-        start = line_end + 2
-        stop = start + int(words[-1])
-        if stop + 2 > end:
-            self._need = stop + 2 - position
-            return 0
-        handler = self._handlers.get(int(words[2]))
-        if handler is None:
-            others.append(data[position : stop + 2])
-            return stop + 2
-        body = start + int(words[-2]) if first == _H else start
-        reply = words[3] if len(words) == (6 if first == _H else 5) else b""
-        try:
-            handler(words[1], reply, data[start:body], data[body:stop])
-        except Exception:  # noqa: BLE001  the top of a callback: one bad handler must not end the read loop
-            _log.exception("a subscription callback failed")
-        return stop + 2
+    def _keep(self, data: bytes, position: int, need: int) -> None:
+        """The frame that begins at `position` is incomplete before `data` has `need` bytes."""
+        self._pieces = [data[position:] if position else data]
+        self._have = len(data) - position
+        self._need = need - position
+
+    def _joined(self, data: bytes) -> bytes:
+        """The unfinished frame and what has come since; b"" while that is not enough."""
+        self._pieces.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return b""
+        data = b"".join(self._pieces)
+        self._pieces = []
+        return data
 
 
 def names_hold() -> bool:

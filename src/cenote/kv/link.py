@@ -57,6 +57,7 @@ class Link:
         connected: whether requests can be sent now.
         server_id, server_version, max_payload: of the server connected to last.
         on_connect, on_disconnect: plain callables, called at once when it happens.
+        clock: the server's; `server_now_ms` raises where it knows nothing.
     """
 
     def __init__(self, config: KvConfig, *, name: str, inbox_prefix: str = "_INBOX") -> None:
@@ -74,7 +75,7 @@ class Link:
         self.max_payload = limits.PAYLOAD_BYTES_MAX
         self.on_connect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
-        self._clock = ServerClock()
+        self.clock = ServerClock()
         self._connection: Connection | None = None
         self._subscriptions: dict[int, Subscription] = {}
         self._sids = _INBOX_SID
@@ -158,7 +159,7 @@ class Link:
         # Unknown is treated as new: a server start must never be missed (F-gen).
         self.server_id = connection.server_id or f"unknown-{self.generation}"
         self.server_name = connection.server_name
-        self._clock.reset()
+        self.clock.reset()
         self.connected = True
         _log.info("connected to NATS %s, server %s", self._name, self.server_id)
         _call_all(self.on_connect)
@@ -250,8 +251,6 @@ class Link:
     def _send_request(self, subject: bytes | str, token: bytes, header: bytes, payload: bytes) -> None:
         if not self.connected:
             raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
-        if len(self._mux) >= limits.IN_FLIGHT_MAX:
-            raise NotSent("too many requests in flight", tier="DISTRIBUTED_KV")
         self._write(self._frame(subject, self._mux.prefix + token, header, payload))
 
     def send(self, subject: bytes | str, reply: bytes, payload: bytes, header: bytes = b"") -> None:
@@ -361,11 +360,11 @@ class Link:
 
     def learn_time(self, ts: str) -> None:
         """Take a time from a JetStream answer that has just come in."""
-        self._clock.learn(parse_time_us(ts.encode()) / 1000)
+        self.clock.learn(parse_time_us(ts.encode()) / 1000)
 
     def server_now_ms(self) -> int:
         """A lower bound of the server's clock, in ms since 1970; UnavailableError until one was learnt."""
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         if now_ms is None:
             raise UnavailableError("the server's time is not known yet", tier="DISTRIBUTED_KV")
         return now_ms

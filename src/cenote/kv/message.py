@@ -5,7 +5,7 @@ Nats-Sequence, Nats-Time-Stamp); so the last occurrence is the true one, whateve
 forged `Nats-Sequence` comes back before the server's).
 """
 
-from typing import NamedTuple
+import msgspec
 
 from cenote.kv.clock import parse_time_us
 
@@ -15,7 +15,7 @@ _TIME = b"\r\nNats-Time-Stamp: "
 _LAST = b"\r\nNats-Last-Sequence: "
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One stored entry; header is the raw block, server's lines included, b"" when there is none."""
 
     subject: str
@@ -25,7 +25,7 @@ class Message(NamedTuple):
     payload: bytes
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """What the reply subject of a delivered message says."""
 
     sequence: int

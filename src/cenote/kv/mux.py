@@ -10,15 +10,18 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
+from cenote import limits
 from cenote.errors import CenoteError
-from cenote.kv.errors import AnswerLost, NoResponders
+from cenote.kv.errors import AnswerLost, NoResponders, NotSent
 
 _STATUS = b"NATS/1.0 "  # a header that begins so is a status of the server, "NATS/1.0\r\n" begins a message
 _NO_RESPONDERS = b"NATS/1.0 503"
 _LATE_S = 0.05  # how late a timeout may be
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """An answer: header is b"" or the block from "NATS/1.0" to the blank line."""
 
     header: bytes
@@ -51,7 +54,9 @@ class Multiplexer:
         return len(self._waiting) + len(self._gathering)
 
     def token(self) -> bytes:
-        """The last part of a fresh reply subject; `prefix` goes before it."""
+        """The last part of a fresh reply subject; `prefix` goes before it. NotSent while too many wait for answers."""
+        if len(self._waiting) + len(self._gathering) >= limits.IN_FLIGHT_MAX:
+            raise NotSent("too many requests in flight", tier="DISTRIBUTED_KV")
         self._count += 1
         return b"%x" % self._count
 

@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from cenote import limits
 from cenote.errors import CodecError, RejectedError
 from cenote.model import value as values
@@ -69,8 +71,11 @@ class Envelope(NamedTuple):
     clean: Clean | None
 
 
-class Stored(NamedTuple):
-    """One entry as a tier holds it; `sequence` is its place in the stream, 0 when SQL answered."""
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """One entry as a tier holds it; `sequence` is its place in the stream, 0 when SQL answered.
+
+    A Struct, as all that is made anew for each write, is built in a fifth of a NamedTuple's time.
+    """
 
     version: Version
     sequence: int
