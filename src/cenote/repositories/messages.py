@@ -13,7 +13,14 @@ from uuid import UUID
 
 from cenote import limits
 from cenote.engine.machines import Machines
-from cenote.errors import AlreadyExistsError, NotFoundError, RejectedError, UnavailableError
+from cenote.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RejectedError,
+    TransactionError,
+    UnavailableError,
+)
 from cenote.kv.deadline import patient
 from cenote.model import key as keys
 from cenote.model.page import Cursors, Page, page_limit
@@ -185,7 +192,7 @@ class Messages:
             since: the `.position` of the last message that was dealt with; 0: all that are kept; None: from now.
 
         Raises:
-            ExpiredError: messages after `since` have been dropped for their age. Never a silent gap.
+            ExpiredError: messages after `since` may have been dropped for their age. Never a silent gap.
             NotFoundError: `since` is no position of this store.
             UnavailableError: PostgreSQL cannot be reached to begin with; later the feed waits for it.
         """
@@ -249,8 +256,13 @@ class Messages:
 
     def _settled(self, row: NewRow, place: int | None, stored: Mapping[UUID, MessageRow]) -> Message:
         sent = message(row, self._cursors, place)
-        if place is not None or row.message_id not in stored:
+        if place is not None:
             return sent
+        if row.message_id not in stored:
+            raise OutcomeUnknownError(
+                f"message_id {row.message_id}: it was there already, and has been removed meanwhile",
+                tier="RELATIONAL_DB",
+            )
         found = self._message(stored[row.message_id])
         if not same(sent, found):
             raise AlreadyExistsError(
@@ -296,7 +308,7 @@ class Messages:
         while True:
             try:
                 return await ask()
-            except UnavailableError as error:
+            except (UnavailableError, TransactionError) as error:
                 await backoff.pause(error)
 
 

@@ -139,6 +139,7 @@ class Outbox:
                 await self._pause(backoff, error, doubt)
                 continue
             await self._pause(backoff, doubt, doubt)
+        self._upkeep.seen(max(places.values(), default=0))
         self.tell(rows)
         return places
 

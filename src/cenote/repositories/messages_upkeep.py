@@ -30,8 +30,13 @@ class Upkeep:
         self._table = table
         self._config = core.config.messages
         self._covered_us = 0
+        self._seen_us = 0
         self._next_look = 0.0
         self._lock = asyncio.Lock()
+
+    def seen(self, place_us: int) -> None:
+        """A message has got this place: PostgreSQL's clock may be ahead of ours."""
+        self._seen_us = max(self._seen_us, place_us)
 
     @property
     def every_s(self) -> float:
@@ -63,7 +68,7 @@ class Upkeep:
                 log.info("dropped %d partitions of messages for their age", dropped)
 
     def _near(self) -> bool:
-        return self._core.now_ms() * 1000 + self._slack_us() >= self._covered_us
+        return max(self._core.now_ms() * 1000, self._seen_us) + self._slack_us() >= self._covered_us
 
     def _slack_us(self) -> int:
         return min(_SLACK_US, self._config.partition_s * 100_000)

@@ -70,6 +70,7 @@ BEGIN
                 p_metadata_raws) WITH ORDINALITY
            AS u (id, bytes, reply_to, sender, recipient, conversation, body, raw, metadata, metadata_raw, n)
    WHERE u.id <> ALL (known)
+  ON CONFLICT DO NOTHING  -- one that an older snapshot does not show, which PostgreSQL answers with 40001
   RETURNING l.message_id, (extract(epoch FROM l.ts) * 1000000)::bigint;
 END
 $$;
