@@ -35,8 +35,8 @@ class NewRow(NamedTuple):
 
 
 class MessageRow(NamedTuple):
-    """A message as it stands in the log. `size`: bytes of body and metadata. `dropped_us`: what lay
-    before this was dropped for its age; None: nothing."""
+    """A message as it stands in the log. `size`: bytes of body and metadata. `dropped_us`: up to
+    there messages were dropped for their age; None: none was."""
 
     message_id: UUID
     ts_us: int
@@ -148,7 +148,7 @@ class MessageTable:
         return int(await self.db.fetchval(self.db.queries["newest_message"]))
 
     async def dropped_us(self) -> int:
-        """What lay before this was dropped for its age; 0: nothing."""
+        """Up to there messages were dropped for their age; 0: none was."""
         return int(await self.db.fetchval(self.db.queries["messages_horizon"]) or 0)
 
     async def forget(self, conversation: str, limit: int) -> int:

@@ -26,7 +26,7 @@ COMMENT ON TABLE {messages}.log IS 'Messages by the time at which the store took
 COMMENT ON COLUMN {messages}.log.ts IS 'PostgreSQL''s clock, raised by 1 µs where it did not go forward: unique';
 COMMENT ON COLUMN {messages}.log.message_id IS 'Unique among what is kept';
 COMMENT ON COLUMN {messages}.log.bytes IS 'Size of body and metadata as they were sent';
-COMMENT ON COLUMN {messages}.log.sender IS 'In names, U+0000, U+001A and lone surrogates are U+001A and four hex digits';
+COMMENT ON COLUMN {messages}.log.sender IS 'In names NUL, U+001A and lone surrogates are U+001A and four hex digits';
 COMMENT ON COLUMN {messages}.log.raw IS 'The exact bytes of the body, only where jsonb would refuse or change it';
 
 -- The net: a message finds its place even where nobody could make a partition. Empty, as a rule.
@@ -40,7 +40,7 @@ CREATE TABLE {messages}.horizon (
   one     boolean     PRIMARY KEY CHECK (one),
   dropped timestamptz NOT NULL
 );
-COMMENT ON TABLE {messages}.horizon IS 'Before that time messages have been dropped for their age';
+COMMENT ON TABLE {messages}.horizon IS 'The last message that was dropped for its age';
 
 -- Takes messages, in the order given, and says which place each got; what is there already gets none.
 -- Whoever sends holds the lock until his commit is over. So places are given in the order of the commits, and in
@@ -122,18 +122,17 @@ CREATE FUNCTION {messages}.drop_partitions(p_before timestamptz) RETURNS integer
 DECLARE
   gone record;
   count integer := 0;
-  dropped_until timestamptz;
-  removed timestamptz;
+  newest timestamptz;  -- of what is dropped
 BEGIN
   FOR gone IN SELECT p.name, p.until FROM {messages}.partitions AS p WHERE p.until <= p_before ORDER BY p.since LOOP
+    EXECUTE format('SELECT greatest($1, max(ts)) FROM {messages}.%I', gone.name) INTO newest USING newest;
     EXECUTE format('DROP TABLE {messages}.%I', gone.name);
-    dropped_until := gone.until;
     count := count + 1;
   END LOOP;
-  WITH old AS (DELETE FROM {messages}.log_default WHERE ts < p_before RETURNING ts) SELECT max(ts) INTO removed FROM old;
-  dropped_until := greatest(dropped_until, removed);
-  IF dropped_until IS NOT NULL THEN
-    INSERT INTO {messages}.horizon AS h VALUES (true, dropped_until)
+  WITH old AS (DELETE FROM {messages}.log_default WHERE ts < p_before RETURNING ts)
+  SELECT greatest(newest, max(ts)) INTO newest FROM old;
+  IF newest IS NOT NULL THEN
+    INSERT INTO {messages}.horizon AS h VALUES (true, newest)
     ON CONFLICT (one) DO UPDATE SET dropped = greatest(h.dropped, excluded.dropped);
   END IF;
   RETURN count;

@@ -202,7 +202,7 @@ SELECT {messages}.drop_partitions(clock_timestamp() - $1::double precision * int
 SELECT pg_advisory_xact_lock($1)
 
 -- name: messages_horizon
--- why: what lies before it was dropped for its age, so that nobody resumes there without being told.
+-- why: what lies up to there was dropped for its age: nobody resumes before it without being told.
 -- index: horizon_pkey
 SELECT (extract(epoch FROM dropped) * 1000000)::bigint FROM {messages}.horizon
 
