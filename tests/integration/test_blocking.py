@@ -14,6 +14,8 @@ import cenote
 from cenote import agent as agents
 from cenote import blocking, typed
 from cenote import store as stores
+from cenote.blocking import messages as blocking_messages
+from cenote.repositories import messages
 from cenote.testing import TestServers
 
 PAIRS = [
@@ -21,6 +23,7 @@ PAIRS = [
     (agents.AgentState, blocking.AgentState),
     (cenote.Receipt, blocking.Receipt),
     (typed.Typed, blocking.Typed),
+    (messages.Messages, blocking_messages.Messages),
 ]
 
 
