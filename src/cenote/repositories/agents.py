@@ -1,4 +1,4 @@
-"""Agents: who they are, and where to look for what they hold (specification 4.1).
+"""Agents: who they are, and who of them holds what (specification 4.1).
 
 What an agent says of itself is an entry of the state like any other, of one reserved agent and under the agent's name.
 So it has a version, is flushed, fenced and evicted like all others, and there is no second write that could be lost or
@@ -7,6 +7,7 @@ overtake another (S11): the columns of `agents.registry` are a copy that flusher
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -22,6 +23,7 @@ from cenote.model import key as keys
 from cenote.model import value as values
 from cenote.model.entry import Stored, Version, from_us
 from cenote.model.page import Cursors, Page, page_limit
+from cenote.repositories.agents_content import ContentSearch, SearchIndexState, StateHit, contained_text
 from cenote.retry import Backoff
 from cenote.sql.agents import Registered
 
@@ -63,6 +65,7 @@ class Agents:
         self._core: Core = machines.core
         self._writer = machines.writer
         self._reader = machines.reader
+        self._content = ContentSearch(machines.core)
         self._told: dict[str, float] = {}
 
     # --- one agent ------------------------------------------------------------------------------------------
@@ -145,14 +148,61 @@ class Agents:
             NotFoundError: the cursor is none.
             UnavailableError: SQL cannot be reached.
         """
-        return await self._page(limit, cursor, None, None)
+        return await self.search(limit=limit, cursor=cursor)
 
-    async def _page(self, limit: int, cursor: str | None, agent_type: str | None, status: str | None) -> Page[Agent]:
+    async def search(
+        self, where: Mapping[str, Any] | None = None, *, type: str | None = None, status: str | None = None,
+        limit: int = 100, cursor: str | None = None,
+    ) -> Page[Agent]:  # fmt: skip
+        """Those whose metadata contains `where`, of this type and status, by name.
+
+        Args:
+            where: what the metadata contains, however deep: `{"skills": ["dive"]}` finds whoever has that one among
+                others. None: whatever it is.
+            type, status: None: any.
+            limit: so many at most, 1 to 1,000.
+            cursor: the `.next` of the page before.
+
+        Raises:
+            RejectedError: `where` cannot be meant.
+            NotFoundError: the cursor is none.
+            UnavailableError: SQL cannot be reached.
+        """
         cursors = Cursors(self._core.epochs.store_id, "agents")
         after = "" if cursor is None else cursors.read(cursor)[0]
-        rows = await self._core.table.find_agents(after, page_limit(limit) + 1, agent_type, status)
+        contained = contained_text({} if where is None else where)
+        wanted_type = None if type is None else _word(type, "type")
+        wanted_status = None if status is None else _word(status, "status")
+        rows = await self._core.table.find_agents(after, page_limit(limit) + 1, wanted_type, wanted_status, contained)
         more = len(rows) > limit
         return Page([_registered(row) for row in rows[:limit]], cursors.write(rows[limit - 1].name) if more else None)
+
+    async def search_state(
+        self, where: Mapping[str, Any], *, agent: str | UUID | None = None, key_prefix: str = "", limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[StateHit]:  # fmt: skip
+        """What agents hold, by its content: live keys whose value contains `where`, as SQL has them, in a stable order.
+
+        Without an index (`sql.search_index`) all there is may have to be read, which is given up after 8 s. Values
+        above 512 KiB and those that SQL has refused are not found.
+
+        Args:
+            where: what the value contains, however deep.
+            agent: only this agent's keys.
+            key_prefix: only keys that begin with it.
+            limit: so many at most, 1 to 1,000; a page of large values may be shorter and still have a next one.
+            cursor: the `.next` of the page before.
+
+        Raises:
+            RejectedError: `where` cannot be meant.
+            NotFoundError: the cursor is none.
+            UnavailableError: SQL cannot be reached, or it took too long: narrow it, or give it an index.
+        """
+        return await self._content.search(where, agent, key_prefix, page_limit(limit), cursor)
+
+    async def search_index(self) -> SearchIndexState:
+        """Which index `search_state` has, and how far a projection is behind. UnavailableError."""
+        return await self._content.index()
 
     # --- within ---------------------------------------------------------------------------------------------
 

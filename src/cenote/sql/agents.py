@@ -72,10 +72,13 @@ class AgentTable:
         row = await self.db.fetchrow(self.db.queries["registered"], agent_id)
         return None if row is None else Registered(*row)
 
-    async def find_agents(self, after: str, limit: int, agent_type: str | None, status: str | None) -> list[Registered]:
-        """The next rows by name that fit; `after` is the last SQL-escaped name of the page before, "" begins."""
+    async def find_agents(
+        self, after: str, limit: int, agent_type: str | None, status: str | None, contained: str
+    ) -> list[Registered]:
+        """The next rows by name that fit, with `contained` (JSON text) in their metadata; `after` is the last
+        SQL-escaped name of the page before, "" begins."""
         query = self.db.queries["find_agents"]
-        rows = await self.db.fetch(query, after, limit, agent_type, status, timeout_ms=_FIND_MS)
+        rows = await self.db.fetch(query, after, limit, agent_type, status, contained, timeout_ms=_FIND_MS)
         return [Registered(*row) for row in rows]
 
     async def agents_page(self, after: UUID | None, limit: int) -> list[AgentRow]:

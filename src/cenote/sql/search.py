@@ -1,7 +1,6 @@
 """`agents.search` and the index `state_value`: where content may be found. The rows of `agents.state` alone are
 authoritative; both may be missing, and no answer depends on them."""
 
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -19,22 +18,17 @@ from cenote.sql.transaction import Isolation, Transaction, transact
 _FIRST: Final = UUID(int=0)
 _LAST: Final = UUID(int=2**128 - 1)
 _HIDDEN: Final = sorted(keys.RESERVED_IDS)
-FIRST_PARAMETER: Final = 10
-"""Of a condition: the query's own come before it."""
 _BUILD_S: Final = 24 * 3_600
 
 
 class Where(NamedTuple):
-    """What is asked for: of which agent (None: any), from which place on, under which prefix (SQL-escaped), and a
-    condition on `s.value` with its parameters, the first of them $10 (`FIRST_PARAMETER`); `contained`: JSON text that
-    every value which fits contains, None where nobody knows any."""
+    """What is asked for: of which agent (None: any), after which place, under which prefix (SQL-escaped), and JSON text
+    that the value contains."""
 
     agent_id: UUID | None
     after: tuple[UUID, str] | None
     prefix: str
-    condition: str
-    parameters: Sequence[object]
-    contained: str | None
+    contained: str
 
 
 class SearchState(NamedTuple):
@@ -63,20 +57,12 @@ class SearchTable:
         Raises:
             UnavailableError: it took longer than `limits.SEARCH_MS_MAX`, or PostgreSQL cannot be reached.
         """
-        assert where.contained is not None or not projected
         first, after = where.after or (where.agent_id or _FIRST, "")
-        arguments: list[object] = [
+        arguments = (
             first, where.agent_id or _LAST, after, where.prefix, prefix_end(where.prefix), limit,
-            limits.PAGE_BYTES_MAX, now_us, _HIDDEN,
-        ]  # fmt: skip
+            limits.PAGE_BYTES_MAX, now_us, _HIDDEN, where.contained,
+        )  # fmt: skip
         query = self.db.queries["search_projected" if projected else "search_scan"]
-        condition, contained = where.condition, ""
-        arguments += where.parameters
-        if where.contained is not None:
-            arguments.append(where.contained)
-            contained = f"${len(arguments)}::text::jsonb"
-            condition = f"s.value @> {contained} AND ({condition})"
-        query = query.replace("AND true", f"AND {condition}").replace("'{}'::jsonb", contained)
         try:
             rows = await self.db.fetch(query, *arguments, timeout_ms=limits.SEARCH_MS_MAX)
         except UnavailableError as error:

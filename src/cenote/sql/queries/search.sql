@@ -1,4 +1,4 @@
--- Content search over agents.state, and the two indexes that it may have. The condition takes the place of `true`.
+-- Content search over agents.state, and the two indexes that it may have.
 
 -- name: search_scan
 -- why: rows in key order that hold what is asked for. Whether a GIN index on the value exists (`inline`) or not (`off`)
@@ -20,7 +20,7 @@ SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.ep
            AND NOT s.deleted AND s.value IS NOT NULL AND coalesce(substr(s.raw, 1, 1) <> '\x00', true)
            AND (s.expires_at IS NULL OR s.expires_at > timestamptz 'epoch' + $8::bigint * interval '1 microsecond')
            AND s.agent_id <> ALL ($9::uuid[])
-           AND true
+           AND s.value @> $10::text::jsonb
          ORDER BY s.agent_id, s.key
          LIMIT $6
       ) AS p
@@ -31,10 +31,26 @@ SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.ep
  ORDER BY s.agent_id, s.key
 
 -- name: search_projected
--- why: the same rows by way of the projection: its index tells where that is contained which takes the place of `{}`,
--- why: the feed what has changed since; what is there now is judged by the row itself. All in one snapshot, so a
--- why: projection that is late costs time, and never an answer. A row without a key: there is none, or not all of it.
--- index: search_value, flush_log_pkey, state_pkey
+-- why: the same rows by way of the projection: its index tells where $10 is contained, the feed what has changed since;
+-- why: what is there now is judged by the row itself, looked up by its key (OFFSET 0 keeps it so). All in one snapshot,
+-- why: so a projection that is late costs time, and never an answer. A row without a key: there is none, or not all of
+-- why: it, or the feed was pruned before it was read.
+-- index: search_value, flush_log_pkey, state_pkey, search_head_pkey, flush_head_pkey
+WITH ready AS MATERIALIZED (
+  SELECT h.number
+    FROM {agents}.search_head AS h
+   WHERE h.one AND h.agent_id IS NULL
+     AND (h.number = coalesce((SELECT number FROM {agents}.flush_head WHERE one), 0)
+          OR EXISTS (SELECT FROM {agents}.flush_log AS l WHERE l.number = h.number + 1))
+), candidates AS MATERIALIZED (
+  SELECT p.agent_id, p.key
+    FROM {agents}.search AS p
+   WHERE p.value @> $10::text::jsonb AND p.agent_id BETWEEN $1 AND $2
+   UNION
+  SELECT u.a, u.k
+    FROM {agents}.flush_log AS l, unnest(l.agent_ids, l.keys) AS u (a, k)
+   WHERE l.number > (SELECT number FROM ready) AND u.a BETWEEN $1 AND $2
+)
 SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.epoch,
        (extract(epoch FROM s.kv_time) * 1000000)::bigint AS kv_time_us, s.deleted, s.quarantined,
        (extract(epoch FROM s.expires_at) * 1000000)::bigint AS expires_us
@@ -44,32 +60,25 @@ SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.ep
                WHEN 'pglz' THEN 90 WHEN 'lz4' THEN 255 ELSE 1 END, 0)) OVER rows_so_far AS bytes
       FROM (
         SELECT s.*
-          FROM (
-            SELECT p.agent_id, p.key
-              FROM {agents}.search AS p
-             WHERE p.value @> '{}'::jsonb AND p.agent_id BETWEEN $1 AND $2
-             UNION
-            SELECT u.a, u.k
-              FROM {agents}.flush_log AS l, unnest(l.agent_ids, l.keys) AS u (a, k)
-             WHERE l.number > (SELECT number FROM {agents}.search_head WHERE one) AND u.a BETWEEN $1 AND $2
-          ) AS c
-          JOIN {agents}.state AS s ON s.agent_id = c.agent_id AND s.key = c.key
-         WHERE (s.agent_id, s.key) > ($1, $3::text COLLATE "C")
-           AND s.key >= $4 AND s.key < $5
+          FROM candidates AS c
+         CROSS JOIN LATERAL (
+               SELECT * FROM {agents}.state AS s WHERE s.agent_id = c.agent_id AND s.key = c.key OFFSET 0) AS s
+         WHERE (c.agent_id, c.key) > ($1, $3::text COLLATE "C")
+           AND c.key >= $4 AND c.key < $5
            AND NOT s.deleted AND s.value IS NOT NULL AND coalesce(substr(s.raw, 1, 1) <> '\x00', true)
            AND (s.expires_at IS NULL OR s.expires_at > timestamptz 'epoch' + $8::bigint * interval '1 microsecond')
            AND s.agent_id <> ALL ($9::uuid[])
-           AND true
+           AND s.value @> $10::text::jsonb
          ORDER BY s.agent_id, s.key
          LIMIT $6
       ) AS p
     WINDOW rows_so_far AS (ORDER BY agent_id, key ROWS UNBOUNDED PRECEDING)
   ) AS s
   LEFT JOIN {agents}.registry AS r ON r.agent_id = s.agent_id
- WHERE (s.place = 1 OR s.bytes <= $7) AND EXISTS (SELECT FROM {agents}.search_head WHERE one AND agent_id IS NULL)
+ WHERE (s.place = 1 OR s.bytes <= $7) AND EXISTS (SELECT FROM ready)
  UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
- WHERE NOT EXISTS (SELECT FROM {agents}.search_head WHERE one AND agent_id IS NULL)
+ WHERE NOT EXISTS (SELECT FROM ready)
  ORDER BY agent_id, key
 
 -- name: search_state_of
@@ -93,10 +102,10 @@ SELECT true, coalesce((SELECT number FROM {agents}.flush_head WHERE one), 0), $1
 -- name: search_lock
 -- why: one at a time moves the head; whoever waited begins his next statement with a snapshot of his own. A gap in the
 -- why: feed, which was pruned meanwhile, is filled anew.
--- index: search_head_pkey, flush_log_pkey
+-- index: search_head_pkey, flush_head_pkey, flush_log_pkey
 SELECT h.number, h.agent_id, h.key,
-       coalesce((SELECT min(number) FROM {agents}.flush_log) > h.number + 1, false)
-       OR coalesce((SELECT number FROM {agents}.flush_head WHERE one), 0) < h.number AS gap
+       h.number <> coalesce((SELECT number FROM {agents}.flush_head WHERE one), 0)
+       AND NOT EXISTS (SELECT FROM {agents}.flush_log AS l WHERE l.number = h.number + 1) AS gap
   FROM {agents}.search_head AS h
  WHERE h.one
    FOR UPDATE
