@@ -284,7 +284,8 @@ async def test_i4_an_own_write_that_was_overtaken_is_not_installed(cenote_server
         keys = [f"k{number}" for number in range(600)]
         for start in range(0, len(keys), 100):
             some = keys[start : start + 100]
-            await asyncio.gather(*(write for key in some for write in (mine.put(key, "A"), theirs.put(key, "B"))))
+            order = [(mine, "A"), (theirs, "B")] if start % 200 else [(theirs, "B"), (mine, "A")]
+            await asyncio.gather(*(agent.put(key, value) for key in some for agent, value in order))
         truth = await two.agent("i4").get_many(keys)
 
         async def agrees() -> bool:

@@ -12,6 +12,7 @@ from cenote.model.entry import Stored, Version
 from cenote.sql.rows import Row
 
 TOMBSTONE = b"KV-Operation: DEL\r\n"
+_DELETED = b"KV-Operation: DEL"
 _NAME = b"Cenote: "
 BLOB = "b"
 """The codec of a reference to a blob (flow rule 20); the reference names the codec of the bytes."""
@@ -45,7 +46,7 @@ def from_message(message: Message, epochs: Epochs) -> Stored:
         raise CodecError(f"{message.subject} was not written by cenote: it has no envelope")
     envelope = entry.parse(line)
     clean = envelope.clean
-    deleted = b"KV-Operation: DEL" in message.header
+    deleted = message.header.find(_DELETED) >= 0  # `in` would try its left side as an int first
     if clean is None:
         version = Version(epochs.at(message.time_us), message.sequence)
         return Stored(

@@ -77,6 +77,7 @@ class Hand:
         self._prefix_length = len(core.stream.prefix)
         self._inbox: list[Delivery] = []
         self._inbox_since = 0.0
+        self._threshold_count = self._config.threshold_count
         self._envelope = Envelope(tenure.high_water)
         self._ripe = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -168,13 +169,14 @@ class Hand:
     def _deliver(
         self, sequence: int, time_us: int, subject: bytes, header: bytes, payload: bytes, reply: bytes
     ) -> None:
-        if not self._inbox:
+        inbox = self._inbox
+        inbox.append(Delivery(Message(subject.decode("ascii"), sequence, time_us, header, payload), reply))
+        waiting = len(inbox)
+        if waiting == 1:
             self._inbox_since = time.monotonic()
-        message = Message(subject.decode("ascii"), sequence, time_us, header, payload)
-        self._inbox.append(Delivery(message, reply))
-        if len(self._inbox) >= self._config.threshold_count or self._core.durability:
+        if waiting >= self._threshold_count or self._core.durability:
             self._ripe.set()
-        elif len(self._inbox) == 1:
+        elif waiting == 1:
             self._ripen_later()
 
     def _ripen_later(self) -> None:

@@ -62,7 +62,7 @@ class Clean(NamedTuple):
     t0_ms: int
 
 
-class Envelope(NamedTuple):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What a header line says about its entry."""
 
     codec: str
