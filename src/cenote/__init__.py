@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from cenote.model.merging import ORSet as ORSet
     from cenote.model.merging import PNCounter as PNCounter
     from cenote.model.merging.document import Document as Document
+    from cenote.repositories.agents import Agent as Agent
+    from cenote.repositories.agents_content import StateHit as StateHit
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
     from cenote.store import Opening
@@ -108,6 +110,8 @@ _BESIDE = {
     "Side": "conflict",
     "Strategy": "conflict",
     "resolve": "conflict",
+    "Agent": "repositories.agents",
+    "StateHit": "repositories.agents_content",
     "Message": "repositories.messages_entity",
     "NewMessage": "repositories.messages_entity",
     "SwarmCounter": "engine.counters",

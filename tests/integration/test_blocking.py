@@ -14,7 +14,9 @@ import cenote
 from cenote import agent as agents
 from cenote import blocking, typed
 from cenote import store as stores
+from cenote.blocking import agents as blocking_registry
 from cenote.blocking import messages as blocking_messages
+from cenote.repositories import agents as registry
 from cenote.repositories import messages
 from cenote.testing import TestServers
 
@@ -24,6 +26,7 @@ PAIRS = [
     (cenote.Receipt, blocking.Receipt),
     (typed.Typed, blocking.Typed),
     (messages.Messages, blocking_messages.Messages),
+    (registry.Agents, blocking_registry.Agents),
 ]
 
 

@@ -15,6 +15,7 @@ from cenote import agent as agents
 from cenote import store as stores
 from cenote import typed as typeds
 from cenote.agent import Durability
+from cenote.blocking.agents import Agents
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.messages import Messages
 from cenote.blocking.thread import LoopThread
@@ -276,6 +277,11 @@ class Store:
     def counters(self, prefix: str = "") -> Iteration[tuple[str, int]]:
         """Every counter with its total; see `cenote.Store.counters`."""
         return Iteration(self._thread, self._store.counters(prefix), page=_PAGE)
+
+    @property
+    def agents(self) -> Agents:
+        """Who the agents are, and who of them holds what; see `cenote.Store.agents`."""
+        return Agents(self._thread, self._store.agents)
 
     @property
     def messages(self) -> Messages:
