@@ -80,6 +80,7 @@ async def test_a_reader_goes_on_after_a_message(cenote_store: Store) -> None:
     assert ([one.body for one in later], [one.body for one in earlier]) == ([3, 4], [1, 0])
 
 
+@pytest.mark.judge
 async def test_a_page_of_large_bodies_ends_early_and_misses_none(cenote_store: Store) -> None:
     messages = cenote_store.messages
     for n in range(12):

@@ -108,7 +108,7 @@ async def test_a_lost_answer_is_one_message(cenote_servers: TestServers) -> None
 
 async def test_an_answer_that_cannot_be_had_again_is_told_as_unknown(cenote_servers: TestServers) -> None:
     async with FaultProxy(port(cenote_servers, "postgres")) as proxy:
-        settings = cenote_servers.by_url(sql_port=proxy.port, retry__deadline_ms=600, flush__enabled=False, **QUICK)
+        settings = cenote_servers.by_url(sql_port=proxy.port, retry__deadline_ms=300, flush__enabled=False, **QUICK)
         async with cenote.open(**settings) as store:
             known = uuid7()
             await store.messages.send("first", sender="a", to="b")
@@ -252,30 +252,55 @@ async def test_a_clock_that_goes_back_takes_no_place_twice(cenote_store: Store) 
     assert [right - left for left, right in pairwise(times)] == [timedelta(microseconds=1)] * 2
 
 
-async def test_retention_drops_partitions_and_tells_whoever_was_there(cenote_servers: TestServers) -> None:
-    settings = cenote_servers.fresh(messages__partition_s=1, messages__retention_s=0.5, flush__enabled=False)
+async def test_retention_drops_partitions_and_tells_whoever_was_there(
+    cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has dealt with the last message that was dropped, or was not meant by any, goes on; others are told."""
+    settings = cenote_servers.fresh(messages__partition_s=3600, messages__retention_s=86_400)
     async with cenote.open(**settings) as store, another(store, messages__poll_ms=100) as other:
         messages = store.messages
-        older, old = await messages.send_many([letter("older"), letter("old")])
+        looks = _counted(monkeypatch, table(other))
         quiet = aiter(other.messages.subscribe(to="nobody"))
         waiting = asyncio.ensure_future(anext(quiet))
-        fast = aiter(messages.subscribe(to="b", since=0))
-        assert (await anext(fast)).body == "older"
-
-        async def dropped() -> bool:
-            await upkeep(store).tend()
-            return not await bodies(store)
-
-        await reached(dropped, "the end of the first partition")
-        new = await messages.send("new", sender="a", to="b")
+        await messages.send_many([letter(n) for n in range(3)])
+        await _two_days_ago(store)
+        recent = await messages.send("recent", sender="a", to="b")
+        old = (await messages.read(limit=3)).items
+        at_the_first = aiter(messages.subscribe(to="b", since=0))
+        assert (await anext(at_the_first)).body == 0
+        assert len((await partitions(store)).bounds) >= 2
+        sofar = len(looks)
+        await reached(lambda: len(looks) >= sofar + 2, "a look of the quiet one")
+        await upkeep(store).tend()
+        assert await bodies(store) == ["recent"]
         with pytest.raises(cenote.ExpiredError, match="may have been dropped"):
-            await anext(aiter(messages.subscribe(to="b", since=older.position)))
-        assert (await anext(aiter(messages.subscribe(to="b", since=old.position)))).body == "new"
-        assert (await anext(aiter(messages.subscribe(to="b", since=0)))).body == "new"
+            await anext(aiter(messages.subscribe(to="b", since=old[1].position)))
+        for since in (old[2].position, 0):
+            assert (await anext(aiter(messages.subscribe(to="b", since=since)))).body == "recent"
         with pytest.raises(cenote.NotFoundError):
-            await messages.get(old.id)
-        assert await messages.get(new.id) == new
-        await asyncio.sleep(0.3)  # the quiet one looks once more at least
-        await reached(dropped, "the end of the second partition")
+            await messages.get(old[0].id)
+        assert await messages.get(recent.id) == recent
         await messages.send("at last", sender="a", to="nobody")
         assert (await waiting).body == "at last"  # it missed nothing, so it is told of nothing
+
+
+def _counted(patch: pytest.MonkeyPatch, looked_at: MessageTable) -> list[int]:
+    """What a quiet subscriber found to be the newest place, look by look."""
+    found: list[int] = []
+    whole = looked_at.newest_us
+
+    async def newest_us() -> int:
+        found.append(await whole())
+        return found[-1]
+
+    patch.setattr(looked_at, "newest_us", newest_us)
+    return found
+
+
+async def _two_days_ago(store: Store) -> None:
+    """What was sent lies where it would have been sent two days ago."""
+    before = (await partitions(store)).at_us - 2 * 86_400_000_000
+    await table(store).make_partition(before, 3600, search=False)
+    await table(store).make_partition(before + 3_600_000_000, 3600, search=False)
+    schema = store.config.names.schema("messages")
+    await store._core.db.execute(f"UPDATE {schema}.log SET ts = ts - interval '2 days'")
