@@ -16,6 +16,11 @@ SUBJECT_BYTES_MAX: Final = 1024  # longest encoded subject; the server's control
 SQL_KEY_BYTES_MAX: Final = 2000  # a btree row ends at 2,704 bytes (PostgreSQL); the encoded key stays below
 NAMESPACE_CHARS_MAX: Final = 32  # longest namespace; it prefixes schema names, which end at 63 bytes
 
+# --- filters -------------------------------------------------------------------------------------------------
+FILTER_DEPTH_MAX: Final = 20  # deepest nesting of a filter, and longest path
+FILTER_TESTS_MAX: Final = 200  # operators of one filter, and values of one `in`: a statement must stay plannable
+FILTER_OPERAND_BYTES_MAX: Final = 64 * KIB  # largest value to compare with, as JSON
+
 # --- values --------------------------------------------------------------------------------------------------
 VALUE_DEPTH_MAX: Final = 200  # deepest nesting; jsonb's parser gives up between 5,000 and 20,000
 INT_DIGITS_MAX: Final = 4_000  # longest integer; CPython refuses to parse more than 4,300 digits

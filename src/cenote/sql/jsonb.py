@@ -1,4 +1,4 @@
-"""Values in columns of their own: jsonb to be queried, and the exact bytes beside it only where jsonb would change them."""
+"""Values in columns of their own: jsonb to be queried, the exact bytes beside it only where jsonb would change them."""
 
 from typing import Any
 
