@@ -42,7 +42,6 @@ AGENT_METADATA_BYTES_MAX: Final = 64 * KIB  # what an agent says of itself, enco
 HEARTBEAT_MS_MIN: Final = 1_000  # a process sends one heartbeat of an agent in this time, however often it is told to
 HEARTBEAT_AGENTS_MAX: Final = 100_000  # of which one process remembers when it sent the last one
 SEARCH_MS_MAX: Final = 8_000  # a content search without an index reads all there is, and is given up after this
-SEARCH_WHERE_CHARS_MAX: Final = 64 * KIB  # of what a search looks for, encoded
 SEARCH_FEED_COMMITS: Final = 20  # commits that the projection follows in one transaction
 SEARCH_FILL_ROWS: Final = 1_000  # rows that fill it, or leave it, in one transaction
 SEARCH_DROP_S: Final = 60  # an index is dropped once who flushes has not wanted it for so long

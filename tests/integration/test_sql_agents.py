@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pg_server import GUARD, beat, db, pg, row, table
 
+from cenote.model.filters import parse
 from cenote.model.key import PROFILES, agent_ref
 from cenote.sql.loader import Queries
 from cenote.sql.pool import Database
@@ -14,6 +15,7 @@ from witness import demand, toothed
 
 __all__ = ["db", "pg", "table"]  # fixtures
 
+EVERY = parse({})
 SCOUT = agent_ref("scout")
 
 
@@ -69,7 +71,7 @@ async def test_the_columns_say_what_the_state_says(table: StateTable, db: Databa
     assert await table.project_profiles(["nobody"]) == 0
     assert await table.project_profiles(["scout", "nobody"]) == 1
     assert await table.project_profiles(["scout"]) == 0  # repeated
-    (found,) = await table.find_agents("", 10, None, None, "{}")
+    (found,) = await table.find_agents("", 10, None, None, EVERY)
     assert (found.agent_type, found.status, found.metadata, found.version) == ("scout", "idle", '{"n": 3}', 3)
     assert await table.stale_profiles() == []
     for odd in ('"text"', "[1]", '{"metadata": [1], "type": {}}', "7"):
@@ -80,7 +82,7 @@ async def test_the_columns_say_what_the_state_says(table: StateTable, db: Databa
         assert (found.metadata, found.status) == ("{}", "unknown")
     await _say(table, found.version + 1, "", value=None, deleted=True)
     assert await table.project_profiles(["scout"]) == 1
-    assert await table.find_agents("", 10, None, None, "{}") == []
+    assert await table.find_agents("", 10, None, None, EVERY) == []
     gone = await table.registered(SCOUT.id)
     assert gone is not None
     assert (gone.deleted, gone.agent_type) == (True, "agent")

@@ -19,11 +19,12 @@ from cenote.engine.entries import Target
 from cenote.engine.machines import Machines
 from cenote.engine.writer import TOMBSTONE, Content
 from cenote.errors import CodecError, ConflictError, NotFoundError, RejectedError
+from cenote.model import filters
 from cenote.model import key as keys
 from cenote.model import value as values
 from cenote.model.entry import Stored, Version, from_us
 from cenote.model.page import Cursors, Page, page_limit
-from cenote.repositories.agents_content import ContentSearch, SearchIndexState, StateHit, contained_text
+from cenote.repositories.agents_content import ContentSearch, SearchIndexState, StateHit
 from cenote.retry import Backoff
 from cenote.sql.agents import Registered
 
@@ -154,11 +155,11 @@ class Agents:
         self, where: Mapping[str, Any] | None = None, *, type: str | None = None, status: str | None = None,
         limit: int = 100, cursor: str | None = None,
     ) -> Page[Agent]:  # fmt: skip
-        """Those whose metadata contains `where`, of this type and status, by name.
+        """Those whose metadata fits `where`, of this type and status, by name.
 
         Args:
-            where: what the metadata contains, however deep: `{"skills": ["dive"]}` finds whoever has that one among
-                others. None: whatever it is.
+            where: a filter of the metadata: `{"skills": {"contains": "dive"}, "depth.max_m": {"gte": 40}}` (see
+                docs/knowledge.md for all of it). None: whatever it is.
             type, status: None: any.
             limit: so many at most, 1 to 1,000.
             cursor: the `.next` of the page before.
@@ -170,10 +171,10 @@ class Agents:
         """
         cursors = Cursors(self._core.epochs.store_id, "agents")
         after = "" if cursor is None else cursors.read(cursor)[0]
-        contained = contained_text({} if where is None else where)
+        found = filters.parse({} if where is None else where)
         wanted_type = None if type is None else _word(type, "type")
         wanted_status = None if status is None else _word(status, "status")
-        rows = await self._core.table.find_agents(after, page_limit(limit) + 1, wanted_type, wanted_status, contained)
+        rows = await self._core.table.find_agents(after, page_limit(limit) + 1, wanted_type, wanted_status, found)
         more = len(rows) > limit
         return Page([_registered(row) for row in rows[:limit]], cursors.write(rows[limit - 1].name) if more else None)
 
@@ -181,13 +182,14 @@ class Agents:
         self, where: Mapping[str, Any], *, agent: str | UUID | None = None, key_prefix: str = "", limit: int = 100,
         cursor: str | None = None,
     ) -> Page[StateHit]:  # fmt: skip
-        """What agents hold, by its content: live keys whose value contains `where`, as SQL has them, in a stable order.
+        """What agents hold, by its content: live keys whose value fits `where`, as SQL has them, in a stable order.
 
-        Without an index (`sql.search_index`) all there is may have to be read, which is given up after 8 s. Values
+        An index (`sql.search_index`) helps where something must be equal; else all there is may have to be read, which
+        is given up after 8 s. Values
         above 512 KiB and those that SQL has refused are not found.
 
         Args:
-            where: what the value contains, however deep.
+            where: a filter of the value: `{"goal.name": "cave", "step": {"gt": 3}}`.
             agent: only this agent's keys.
             key_prefix: only keys that begin with it.
             limit: so many at most, 1 to 1,000; a page of large values may be shorter and still have a next one.

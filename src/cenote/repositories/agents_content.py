@@ -10,6 +10,7 @@ from cenote import limits
 from cenote.engine import entries
 from cenote.engine.core import Core
 from cenote.errors import RejectedError
+from cenote.model import filters
 from cenote.model import key as keys
 from cenote.model import value as values
 from cenote.model.entry import Version, from_us
@@ -64,7 +65,7 @@ class ContentSearch:
     ) -> Page[StateHit]:
         """See `Agents.search_state`."""
         cursors = Cursors(self._core.epochs.store_id, "state")
-        contained = contained_text(where)
+        found = filters.parse(where)
         agent_id = None if agent is None else keys.agent_ref(agent).id
         keys.encode_prefix(key_prefix)  # refuses what is no text
         after = None
@@ -73,7 +74,7 @@ class ContentSearch:
             after = UUID(agent_text), after_key
             if agent_id not in (None, after[0]):
                 raise RejectedError("cursor: it is of a search of another agent")
-        asked = Where(agent_id, after, keys.sql_key(key_prefix), contained)
+        asked = Where(agent_id, after, keys.sql_key(key_prefix), found)
         rows = await self._rows(asked, limit + 1)
         hits = [_hit(name, row) for name, row in rows[:limit]]
         # A page that ended early for its size has a next one, which tells that there was nothing more at worst.
@@ -98,17 +99,6 @@ class ContentSearch:
         return SearchIndexState(
             mode=mode, building=building, commits_behind=state.commits or 0, lag_ms=max(0, state.lag_ms or 0)
         )
-
-
-def contained_text(where: Mapping[str, Any]) -> str:
-    """JSON text as jsonb holds it of values. RejectedError when it cannot be meant."""
-    if not isinstance(where, Mapping):
-        raise RejectedError(f"where: a dict is needed, not {type(where).__name__}")
-    codec, body = values.encode(dict(where))
-    text = values.json_text(codec, body)[0] or ""
-    if not 0 < len(text) <= limits.SEARCH_WHERE_CHARS_MAX:
-        raise RejectedError(f"where: {len(body)} bytes encoded; the limit is {limits.SEARCH_WHERE_CHARS_MAX}")
-    return text
 
 
 def _hit(name: str | None, row: Row) -> StateHit:

@@ -4,11 +4,14 @@ The names are registered; what an agent says of itself is repeated here from its
 authoritative.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from cenote.model import key as keys
+from cenote.model.filters import Filter, contained
+from cenote.sql.filters import Condition
 from cenote.sql.pool import Database
 from cenote.sql.rows import AgentRow
 
@@ -28,6 +31,16 @@ class Registered(NamedTuple):
     deleted: bool
     updated_us: int
     seen_us: int | None
+
+
+def indexed(found: Filter, column: str, *, first: int) -> tuple[str, list[object]]:
+    """A filter's condition on a jsonb column, and what a GIN index can narrow it by, with the parameters from `$first`
+    on."""
+    condition, narrow = Condition(found, column, first=first), contained(found)
+    if narrow is None:
+        return condition.text, condition.parameters
+    place = condition.parameter(json.dumps(narrow), "text")
+    return f"{column} @> {place}::jsonb AND {condition.text}", condition.parameters
 
 
 class AgentTable:
@@ -73,12 +86,13 @@ class AgentTable:
         return None if row is None else Registered(*row)
 
     async def find_agents(
-        self, after: str, limit: int, agent_type: str | None, status: str | None, contained: str
+        self, after: str, limit: int, agent_type: str | None, status: str | None, found: Filter
     ) -> list[Registered]:
-        """The next rows by name that fit, with `contained` (JSON text) in their metadata; `after` is the last
-        SQL-escaped name of the page before, "" begins."""
-        query = self.db.queries["find_agents"]
-        rows = await self.db.fetch(query, after, limit, agent_type, status, contained, timeout_ms=_FIND_MS)
+        """The next rows by name that fit, `found` being of their metadata; `after` is the last SQL-escaped name of the
+        page before, "" begins."""
+        condition, parameters = indexed(found, "metadata", first=5)
+        query = self.db.queries["find_agents"].replace("AND true", f"AND {condition}")
+        rows = await self.db.fetch(query, after, limit, agent_type, status, *parameters, timeout_ms=_FIND_MS)
         return [Registered(*row) for row in rows]
 
     async def agents_page(self, after: UUID | None, limit: int) -> list[AgentRow]:

@@ -1,6 +1,7 @@
 """`agents.search` and the index `state_value`: where content may be found. The rows of `agents.state` alone are
 authoritative; both may be missing, and no answer depends on them."""
 
+import json
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -9,7 +10,10 @@ import asyncpg
 from cenote import limits
 from cenote.errors import UnavailableError
 from cenote.model import key as keys
+from cenote.model.filters import Filter, contained
+from cenote.sql.agents import indexed
 from cenote.sql.errors import TIER
+from cenote.sql.filters import Condition
 from cenote.sql.pool import Database
 from cenote.sql.rows import Row
 from cenote.sql.state import prefix_end
@@ -22,13 +26,13 @@ _BUILD_S: Final = 24 * 3_600
 
 
 class Where(NamedTuple):
-    """What is asked for: of which agent (None: any), after which place, under which prefix (SQL-escaped), and JSON text
-    that the value contains."""
+    """What is asked for: of which agent (None: any), after which place, under which prefix (SQL-escaped), and of what
+    value."""
 
     agent_id: UUID | None
     after: tuple[UUID, str] | None
     prefix: str
-    contained: str
+    value: Filter
 
 
 class SearchState(NamedTuple):
@@ -52,17 +56,15 @@ class SearchTable:
         self, where: Where, limit: int, now_us: int, *, projected: bool
     ) -> list[tuple[str | None, Row]] | None:
         """The next rows in key order, with the SQL-escaped names of their agents; `[]` alone says that there are no
-        more. None: there is no projection to look in.
+        more. None: there is no projection to look in, or nothing to look for in it.
 
         Raises:
             UnavailableError: it took longer than `limits.SEARCH_MS_MAX`, or PostgreSQL cannot be reached.
         """
-        first, after = where.after or (where.agent_id or _FIRST, "")
-        arguments = (
-            first, where.agent_id or _LAST, after, where.prefix, prefix_end(where.prefix), limit,
-            limits.PAGE_BYTES_MAX, now_us, _HIDDEN, where.contained,
-        )  # fmt: skip
-        query = self.db.queries["search_projected" if projected else "search_scan"]
+        statement = self.statement(where, limit, now_us, projected=projected)
+        if statement is None:
+            return None
+        query, arguments = statement
         try:
             rows = await self.db.fetch(query, *arguments, timeout_ms=limits.SEARCH_MS_MAX)
         except UnavailableError as error:
@@ -75,6 +77,25 @@ class SearchTable:
         if rows and rows[0]["key"] is None:
             return None
         return [(row[0], Row(*row[1:])) for row in rows]
+
+    def statement(
+        self, where: Where, limit: int, now_us: int, *, projected: bool
+    ) -> tuple[str, tuple[object, ...]] | None:
+        """The query of `find` and its arguments; None: no index can narrow it."""
+        first, after = where.after or (where.agent_id or _FIRST, "")
+        arguments = (
+            first, where.agent_id or _LAST, after, where.prefix, prefix_end(where.prefix), limit,
+            limits.PAGE_BYTES_MAX, now_us, _HIDDEN,
+        )  # fmt: skip
+        if not projected:
+            text, parameters = indexed(where.value, "s.value", first=len(arguments) + 1)
+            return self.db.queries["search_scan"].replace("AND true", f"AND {text}"), (*arguments, *parameters)
+        narrow = contained(where.value)
+        if narrow is None:
+            return None
+        condition = Condition(where.value, "s.value", first=len(arguments) + 2)
+        query = self.db.queries["search_projected"].replace("AND true", f"AND {condition.text}")
+        return query, (*arguments, json.dumps(narrow), *condition.parameters)
 
     async def state(self) -> SearchState:
         """Which index there is."""

@@ -1,4 +1,5 @@
--- Content search over agents.state, and the two indexes that it may have.
+-- Content search over agents.state, and the two indexes that it may have. A filter's condition takes the place of
+-- `true` (sql/filters.py: nothing that a user gives is in its text).
 
 -- name: search_scan
 -- why: rows in key order that hold what is asked for. Whether a GIN index on the value exists (`inline`) or not (`off`)
@@ -20,7 +21,7 @@ SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.ep
            AND NOT s.deleted AND s.value IS NOT NULL AND coalesce(substr(s.raw, 1, 1) <> '\x00', true)
            AND (s.expires_at IS NULL OR s.expires_at > timestamptz 'epoch' + $8::bigint * interval '1 microsecond')
            AND s.agent_id <> ALL ($9::uuid[])
-           AND s.value @> $10::text::jsonb
+           AND true
          ORDER BY s.agent_id, s.key
          LIMIT $6
       ) AS p
@@ -68,7 +69,7 @@ SELECT r.name, s.agent_id, s.key, s.value::text AS value, s.raw, s.version, s.ep
            AND NOT s.deleted AND s.value IS NOT NULL AND coalesce(substr(s.raw, 1, 1) <> '\x00', true)
            AND (s.expires_at IS NULL OR s.expires_at > timestamptz 'epoch' + $8::bigint * interval '1 microsecond')
            AND s.agent_id <> ALL ($9::uuid[])
-           AND s.value @> $10::text::jsonb
+           AND true
          ORDER BY s.agent_id, s.key
          LIMIT $6
       ) AS p
