@@ -194,6 +194,7 @@ async def ahead(store: Store, moment: timedelta) -> None:
 async def test_partitions_are_made_at_first_use_and_ahead(cenote_servers: TestServers) -> None:
     settings = cenote_servers.fresh(messages__partition_s=3600, messages__ahead_count=3)
     async with cenote.open(**settings) as store:
+        assert "messages" in [chore.name for chore in store._core.chores]
         await upkeep(store).tend()
         assert (await partitions(store)).bounds == []  # nobody uses it
         await store.messages.send(1, sender="a", to="b")

@@ -101,6 +101,7 @@ def test_messages_at_the_command_line(cli: Cli) -> None:
     assert "another message has it" in other.err
 
 
+@pytest.mark.judge
 def test_messages_without_await(cenote_servers: TestServers) -> None:
     with cenote.blocking.open(**cenote_servers.fresh()) as store:
         messages = store.messages

@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from cenote.engine.core import Core
-from cenote.errors import CenoteError
+from cenote.errors import CenoteError, UnavailableError
 from cenote.sql.messages import MessageTable
 
 log = logging.getLogger("cenote.messages")
@@ -51,6 +51,8 @@ class Upkeep:
                     return
                 try:
                     await self._make(ahead=0)
+                except UnavailableError:
+                    return  # the send will tell
                 except CenoteError as error:
                     log.warning("messages go to the default partition for now: %s", error)
                 if self._near():

@@ -96,8 +96,8 @@ BEGIN
   named := 'log_' || to_char(since AT TIME ZONE 'UTC', 'YYYYMMDD_HH24MISS');
   EXECUTE format('CREATE TABLE {messages}.%I (LIKE {messages}.log)', named);
   LOCK TABLE {messages}.log_default IN ACCESS EXCLUSIVE MODE;
-  EXECUTE format('WITH moved AS (DELETE FROM {messages}.log_default WHERE ts >= $1 AND ts < $2 RETURNING *)
-                  INSERT INTO {messages}.%I SELECT * FROM moved', named) USING since, until;
+  EXECUTE format('WITH moved AS (DELETE FROM {messages}.log_default WHERE ts >= %L AND ts < %L RETURNING *)
+                  INSERT INTO {messages}.%I SELECT * FROM moved', since, until, named);
   EXECUTE format('CREATE UNIQUE INDEX ON {messages}.%I (message_id)', named);
   IF p_search THEN
     EXECUTE format('CREATE INDEX %I ON {messages}.%I USING gin (jsonb_to_tsvector(''simple'', body, ''["string"]''))',
@@ -125,7 +125,7 @@ DECLARE
   newest timestamptz;  -- of what is dropped
 BEGIN
   FOR gone IN SELECT p.name, p.until FROM {messages}.partitions AS p WHERE p.until <= p_before ORDER BY p.since LOOP
-    EXECUTE format('SELECT greatest($1, max(ts)) FROM {messages}.%I', gone.name) INTO newest USING newest;
+    EXECUTE format('SELECT greatest(%L, max(ts)) FROM {messages}.%I', newest, gone.name) INTO newest;
     EXECUTE format('DROP TABLE {messages}.%I', gone.name);
     count := count + 1;
   END LOOP;
