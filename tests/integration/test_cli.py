@@ -44,9 +44,18 @@ def test_a_put_by_hand_reaches_postgresql_with_nobody_else_serving(cli: Cli) -> 
     answer = cli("put", "scout", "plan", "1", "--json").json
     assert answer["durability"] == "sql"
     assert cli("agents", "--json").json[0] | {"flushed_at": "", "id": ""} == {
-        "name": "scout", "id": "", "keys": 1, "flushed_at": "",
+        "name": "scout", "id": "", "type": "agent", "status": "unknown", "keys": 1, "flushed_at": "", "seen_at": None,
     }  # fmt: skip
     assert cli("status", "--json").json["stats"]["sql_rows"] == 1
+
+
+def test_keys_are_found_by_what_they_hold(cli: Cli) -> None:
+    assert cli("put", "scout", "plan", '{"goal": {"name": "cave"}}').code == 0
+    (hit,) = cli("search", '{"goal.name": "cave"}', "--json").json
+    assert (hit["agent"], hit["key"], hit["value"]) == ("scout", "plan", {"goal": {"name": "cave"}})
+    assert "plan" in cli("search", '{"goal.name": {"exists": true}}', "--prefix", "pl").out
+    assert cli("search", '{"goal.name": "hill"}').code == 1
+    assert cli("search", "{").code == 64
 
 
 def test_text_that_is_nearly_json_is_stored_with_a_remark(cli: Cli) -> None:

@@ -13,6 +13,7 @@ from cenote.cli import (
     listing,
     messages,
     moving,
+    searching,
     servers,
     settings,
     shows,
@@ -44,7 +45,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for room in (shows, servers, status, doctor, entries, listing, moving, adopt, conflicts):
+for room in (shows, servers, status, doctor, entries, listing, searching, moving, adopt, conflicts):
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
 app.add_typer(messages.app, name="messages", rich_help_panel=OPERATION)

@@ -66,7 +66,8 @@ def watch(
 
 @command(app, "agents", panel=STATE)
 def agents(common: Common) -> int:
-    """List the agents that PostgreSQL knows, with the number of their live keys; exit code 1 when there are none."""
+    """List the agents that PostgreSQL knows, what they say of themselves and the number of their live keys; exit code 1
+    when there are none."""
     from cenote.cli.reach import wait
     from cenote.model.entry import from_us
     from cenote.model.key import from_sql_key
@@ -75,16 +76,22 @@ def agents(common: Common) -> int:
         {
             "name": from_sql_key(row.name),
             "id": str(row.agent_id),
+            "type": row.agent_type,
+            "status": row.status,
             "keys": row.keys,
             "flushed_at": None if row.updated_us is None else from_us(row.updated_us).isoformat(timespec="seconds"),
+            "seen_at": None if row.seen_us is None else from_us(row.seen_us).isoformat(timespec="seconds"),
         }
         for row in wait(_agents(common.load(flush__enabled=False)))
+        if row.keys or not row.deleted
     ]
     found.sort(key=lambda agent: str(agent["name"]))
     if common.json:
         print_json(found)
     elif found:
-        print_table(["NAME", "ID", "KEYS", "FLUSHED AT"], [list(agent.values()) for agent in found])
+        print_table(
+            ["NAME", "ID", "TYPE", "STATUS", "KEYS", "FLUSHED AT", "SEEN AT"], [list(agent.values()) for agent in found]
+        )
     else:
         print("no agents yet")
     return 0 if found else 1
