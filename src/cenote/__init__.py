@@ -66,6 +66,10 @@ if TYPE_CHECKING:
     from cenote.repositories.agents_content import StateHit as StateHit
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
+    from cenote.routing import Category as Category
+    from cenote.routing import Route as Route
+    from cenote.sql.transaction import Isolation as Isolation
+    from cenote.sql.transaction import Transaction as Transaction
     from cenote.store import Opening
     from cenote.store import Store as Store
 
@@ -116,6 +120,10 @@ _BESIDE = {
     "NewMessage": "repositories.messages_entity",
     "SwarmCounter": "engine.counters",
     "UnresolvedError": "errors",
+    "Category": "routing",
+    "Isolation": "sql.transaction",
+    "Route": "routing",
+    "Transaction": "sql.transaction",
     "HybridClock": "model.clock",
     "VectorClock": "model.clock",
     "Clocked": "model.clocked",

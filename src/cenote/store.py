@@ -4,11 +4,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from cenote import health as healths
@@ -22,7 +22,7 @@ from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
 from cenote.engine.machines import Machines, reading_only
 from cenote.engine.watcher import Watch, selector
-from cenote.errors import CenoteError, NotDurableError
+from cenote.errors import CenoteError, NotDurableError, RejectedError
 from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Version
 from cenote.model.key import RESERVED_AGENTS, agent_ref
@@ -33,7 +33,11 @@ from cenote.repositories.knowledge import Knowledge
 from cenote.repositories.messages import Messages
 from cenote.repositories.sessions import Sessions
 from cenote.repositories.tasks import Tasks
+from cenote.sql.operations import transact_once
 from cenote.sql.pool import Database
+from cenote.sql.transaction import Isolation, Transaction
+
+T = TypeVar("T")
 
 log = logging.getLogger("cenote")
 
@@ -85,6 +89,33 @@ class Store:
     def cache(self) -> Cached:
         """Answers that are dear to compute, for all processes of the store."""
         return Cached(self._machines)
+
+    async def transact(
+        self,
+        fn: Callable[[Transaction], Awaitable[T]],
+        *,
+        isolation: Isolation = Isolation.REPEATABLE_READ,
+        deadline: timedelta | float | None = None,
+    ) -> T:
+        """Run `fn(tx)` in a transaction on PostgreSQL and commit it, exactly once; the result of `fn`.
+
+        Args:
+            fn: a coroutine function. It may run several times, so it must have no effects outside of the transaction;
+                an exception of its own rolls back and comes out as it is.
+            isolation: what the levels prevent is in docs/transactions.md.
+            deadline: for all runs together; None: `retry.deadline_ms`.
+
+        Raises:
+            TransactionError, UnavailableError: the deadline is spent; nothing was written.
+            OutcomeUnknownError: the answer to COMMIT was lost, and PostgreSQL could not be asked before the deadline.
+            PoolTimeoutError: all connections are in use.
+            RejectedError: `fn` is no coroutine function, or this is inside of another transaction.
+        """
+        if not isinstance(isolation, Isolation):
+            raise RejectedError(f"isolation: a cenote.Isolation is needed, not {isolation!r}")
+        limit_s, retry = seconds(deadline, "deadline"), self.config.retry
+        deadline_ms = retry.deadline_ms if limit_s is None else limit_s * 1000
+        return await transact_once(self._core.db, fn, isolation, deadline_ms)
 
     def counter(self, name: str) -> SwarmCounter:
         """A number that everybody may add to at once, named by 1 to 512 characters. Costs nothing and asks no server.

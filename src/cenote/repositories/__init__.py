@@ -9,8 +9,14 @@ from cenote.sql.messages import MessageTable
 
 def chores(machines: Machines) -> list[Chore]:
     """What these rooms want done by the process that flushes."""
+    db = machines.core.db
+
+    async def forget_operations() -> None:
+        await db.execute(db.queries["forget_operations"])
+
     upkeep = Upkeep(machines.core, MessageTable(machines.core.db))
     return [
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
+        Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),
     ]

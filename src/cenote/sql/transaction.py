@@ -1,14 +1,16 @@
 """A transaction as a function that may be run more than once.
 
 PostgreSQL ends a transaction with 40001 or 40P01 when running it again may succeed; only the whole function
-can be repeated, never a single statement. A lost COMMIT is the one outcome nobody can know.
+can be repeated, never a single statement. A lost answer to COMMIT is the one outcome nobody can know, unless the
+transaction has left a row that says so (`sql/operations.py`, I12).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import asyncpg
 
@@ -34,7 +36,7 @@ class Transaction:
     """What a function given to `transact` talks to. Its methods raise cenote's errors.
 
     After the first error PostgreSQL refuses all further statements of the transaction; the function's run
-    is over.
+    is over, but for what happened inside a `savepoint`. Statements wait for each other: one connection runs one.
 
     Attributes:
         before_commit: awaited, in order, when the function is over: for statements that take what others wait for, and
@@ -46,6 +48,8 @@ class Transaction:
     def __init__(self, db: Database, con: asyncpg.Connection) -> None:
         self._db = db
         self._con = con
+        self._turn = asyncio.Lock()
+        self._savepoints = 0
         self.failed: CenoteError | None = None
         self.before_commit: list[Callable[[], Awaitable[None]]] = []
         self.after_commit: list[Callable[[], None]] = []
@@ -73,9 +77,29 @@ class Transaction:
         """Run the query once for each tuple."""
         await self._run(self._con.executemany, query, args)
 
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """What fails inside is undone, and the transaction goes on: `async with tx.savepoint()`. The error comes out
+        as it is; one that asks to run the whole transaction again ends the transaction all the same."""
+        self._savepoints += 1
+        name = f"cenote_{self._savepoints}"
+        await self.execute(f"SAVEPOINT {name}")
+        lengths = len(self.before_commit), len(self.after_commit)
+        try:
+            yield
+        except BaseException as error:
+            del self.before_commit[lengths[0] :], self.after_commit[lengths[1] :]
+            with suppress(CenoteError):  # the connection is gone: what led here says more
+                await self.execute(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
+                if not isinstance(error, TransactionError):
+                    self.failed = None
+            raise
+        await self.execute(f"RELEASE SAVEPOINT {name}")
+
     async def _run(self, method: Callable[..., Awaitable[Any]], *args: object, **options: object) -> Any:
         try:
-            return await method(*args, **options)
+            async with self._turn:
+                return await method(*args, **options)
         except FOREIGN as error:
             self.failed = await self._db.mapped(error)
             raise self.failed from error
@@ -100,12 +124,26 @@ async def transact(
     backoff = Backoff(db.retry, db.retry.deadline_ms if deadline_ms is None else deadline_ms)
     while True:
         try:
-            return await _attempt(db, fn, isolation, backoff.left_ms)
+            return await attempt(db, fn, isolation, backoff.left_ms)
         except TransactionError as error:
             await backoff.pause(error)
 
 
-async def _attempt(db: Database, fn: Callable[[Transaction], Awaitable[T]], isolation: Isolation, left_ms: float) -> T:
+class CommitLost(OutcomeUnknownError):
+    """The answer to a COMMIT was lost. If it happened, this was the result, and these are still to be told."""
+
+    result: Any = None
+    after_commit: tuple[Callable[[], None], ...] = ()
+
+
+async def attempt(
+    db: Database,
+    fn: Callable[[Transaction], Awaitable[T]],
+    isolation: Isolation,
+    left_ms: float,
+    operation: UUID | None = None,
+) -> T:
+    """One run of `transact`; under an operation id it leaves a row that says whether it was committed."""
     async with db.lent(timeout_ms=left_ms, strange=True) as con:
         tx = Transaction(db, con)
         try:
@@ -115,10 +153,16 @@ async def _attempt(db: Database, fn: Callable[[Transaction], Awaitable[T]], isol
                 await work()
             if tx.failed is not None:  # `fn` swallowed it; PostgreSQL would answer COMMIT with a silent rollback
                 raise tx.failed
+            if operation is not None:
+                await tx.execute(db.queries["leave_operation"], operation)
         except BaseException:
             await _roll_back(con)
             raise
-        await _commit(con)
+        try:
+            await _commit(con)
+        except CommitLost as lost:
+            lost.result, lost.after_commit = result, tuple(tx.after_commit)
+            raise
         for tell in tx.after_commit:
             tell()
         return result
@@ -130,7 +174,7 @@ async def _commit(con: asyncpg.Connection) -> None:
     except FOREIGN as error:
         ours = translated(error)
         if isinstance(ours, UnavailableError):
-            raise OutcomeUnknownError(
+            raise CommitLost(
                 "the connection was lost during COMMIT: it may or may not have happened", tier=TIER
             ) from error
         raise ours from error
