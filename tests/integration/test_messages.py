@@ -10,7 +10,6 @@ import pytest
 import cenote
 from cenote import limits
 from cenote.model.uuid7 import uuid7
-from cenote.sql.transaction import transact
 from cenote.store import Store
 from cenote.testing import TestServers
 from witness import another, reached
@@ -177,7 +176,7 @@ async def test_many_senders_of_one_process_share_statements(cenote_store: Store)
 
 
 async def test_a_message_of_a_transaction_is_there_with_its_commit(cenote_store: Store) -> None:
-    messages, db = cenote_store.messages, cenote_store._core.db
+    messages = cenote_store.messages
     heard: list[Any] = []
 
     async def listen() -> None:
@@ -195,7 +194,7 @@ async def test_a_message_of_a_transaction_is_there_with_its_commit(cenote_store:
 
     await messages.send("first", sender="a", to="b")
     await reached(lambda: _nudged(cenote_store, heard), "the subscriber")
-    running = asyncio.create_task(transact(db, work))
+    running = asyncio.create_task(cenote_store.transact(work))
     await within.wait()
     await messages.send("beside", sender="a", to="b")  # nobody waits for a transaction that has still to do
     assert "within" not in [one.body for one in await everything(cenote_store)]
@@ -214,7 +213,7 @@ async def _nudged(store: Store, heard: list[Any]) -> bool:
 
 
 async def test_a_transaction_that_fails_sends_nothing(cenote_store: Store) -> None:
-    messages, db = cenote_store.messages, cenote_store._core.db
+    messages = cenote_store.messages
     first = await messages.send(1, sender="a", to="b")
 
     async def raises(tx: Any) -> None:
@@ -229,10 +228,10 @@ async def test_a_transaction_that_fails_sends_nothing(cenote_store: Store) -> No
         await messages.send(1, sender="a", to="b", message_id=first.id, tx=tx)
 
     with pytest.raises(ValueError, match="its own"):
-        await transact(db, raises)
+        await cenote_store.transact(raises)
     with pytest.raises(cenote.AlreadyExistsError):
-        await transact(db, another_body)
-    await transact(db, the_same)
+        await cenote_store.transact(another_body)
+    await cenote_store.transact(the_same)
     assert [one.body for one in await everything(cenote_store)] == [1]
 
 

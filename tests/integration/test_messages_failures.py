@@ -106,6 +106,26 @@ async def test_a_lost_answer_is_one_message(cenote_servers: TestServers) -> None
             assert stored.items[-5:] == many
 
 
+async def test_a_lost_commit_of_a_transaction_is_one_message_and_it_is_heard(cenote_servers: TestServers) -> None:
+    async with FaultProxy(port(cenote_servers, "postgres")) as proxy:
+        settings = cenote_servers.by_url(sql_port=proxy.port, messages__poll_ms=60_000, flush__enabled=False, **QUICK)
+        async with cenote.open(**settings) as store, another(store, messages__poll_ms=60_000) as other:
+            await store.messages.send("before", sender="a", to="b")
+            feed = aiter(other.messages.subscribe(to="b", since=0))
+            assert (await anext(feed)).body == "before"
+            waiting = asyncio.ensure_future(anext(feed))
+
+            async def work(tx: Any) -> cenote.Message:
+                return await store.messages.send("within", sender="a", to="b", tx=tx)
+
+            proxy.lose_answer_to(b"COMMIT")
+            sent = await store.transact(work)
+            assert proxy.lost == 1, "no answer was lost"
+            async with asyncio.timeout(10):
+                assert (await waiting).id == sent.id
+            assert await bodies(store) == ["before", "within"]
+
+
 async def test_an_answer_that_cannot_be_had_again_is_told_as_unknown(cenote_servers: TestServers) -> None:
     async with FaultProxy(port(cenote_servers, "postgres")) as proxy:
         settings = cenote_servers.by_url(sql_port=proxy.port, retry__deadline_ms=300, flush__enabled=False, **QUICK)
