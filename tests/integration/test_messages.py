@@ -172,6 +172,20 @@ async def test_many_senders_of_one_process_share_statements(cenote_store: Store)
     assert [one.body for one in await everything(cenote_store, to="c")] == list(range(500))
 
 
+async def test_a_process_that_sends_faster_than_postgresql_takes_is_told(
+    cenote_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MESSAGES_WAITING_BYTES_MAX", 10_000)
+    messages = cenote_store.messages
+    outcomes = await asyncio.gather(
+        *(messages.send("x" * 1000, sender="a", to="b") for _ in range(50)), return_exceptions=True
+    )
+    refused = [one for one in outcomes if isinstance(one, cenote.BackpressureError)]
+    assert 0 < len(refused) < 50
+    assert len(await everything(cenote_store)) == 50 - len(refused)
+    await messages.send("there is room again", sender="a", to="b")
+
+
 # --- transactions -------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,14 @@ from uuid import UUID
 
 from cenote import limits
 from cenote.engine.core import Core
-from cenote.errors import CenoteError, OutcomeUnknownError, SetupError, TransactionError, UnavailableError
+from cenote.errors import (
+    BackpressureError,
+    CenoteError,
+    OutcomeUnknownError,
+    SetupError,
+    TransactionError,
+    UnavailableError,
+)
 from cenote.kv.deadline import patient
 from cenote.repositories.messages_upkeep import Upkeep
 from cenote.retry import Backoff
@@ -54,13 +61,14 @@ class Outbox:
 
         Raises:
             OutcomeUnknownError: an answer was lost, and what came of it could not be learnt in time.
-            UnavailableError: PostgreSQL cannot be reached, or too much waits already; nothing was taken.
+            BackpressureError: too much waits already; nothing was taken.
+            UnavailableError: PostgreSQL cannot be reached; nothing was taken.
         """
         if self._closed:
             raise SetupError("this store is closed")
         size = sum(row.size for row in rows)
         if self._bytes + size > limits.MESSAGES_WAITING_BYTES_MAX:
-            raise UnavailableError("too many messages wait to be sent", hint="send them one after another")
+            raise BackpressureError("too many messages wait to be sent; nothing was taken", hint="await what you send")
         parcel = _Parcel(rows, check, size, asyncio.get_running_loop().create_future())
         self._waiting.append(parcel)
         self._bytes += size
