@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 import cenote
+from cenote.engine.writer import Content, header_lines
 from cenote.model.key import HEARTBEATS, PROFILES, RESERVED_IDS
 from cenote.repositories import agents
 from cenote.repositories.agents import Agent
@@ -249,11 +250,11 @@ async def test_a_profile_written_by_nobody_stops_nothing(cenote_servers: TestSer
     async with cenote.open(**cenote_servers.fresh()) as store:
         core = store._core
         await store.agents.save(SCOUT)
-        template = await core.stream.leader_get(core.target(PROFILES, "scout-7").subject)
-        assert template is not None
-        for name, body in (("odd", b"[1]"), ("x" * 300, json.dumps({"type": 5}).encode()), (str(uuid4()), b"{")):
-            subject = core.target(PROFILES, name).subject
-            await core.stream.publish_nowait(subject.encode(), template.header, body, 5_000)
+        odd = {"odd": b"[1]", "x" * 300: json.dumps({"type": 5}).encode(), str(uuid4()): b"{"}
+        for number, (name, body) in enumerate(odd.items()):
+            wire = core.target(PROFILES, name).wire
+            lines = header_lines(Content("j", body), f"stranger.{number}", core.format)
+            await core.stream.publish_nowait(wire, lines, body, 5_000)
         await store.flush(20)
         await store.agent("other").put("k", 1, durability="sql")
         with pytest.raises(cenote.CodecError):

@@ -10,6 +10,7 @@ ALTER TABLE {agents}.registry
   ADD COLUMN version bigint,
   ADD COLUMN deleted boolean NOT NULL DEFAULT false,
   ADD COLUMN seen_at timestamptz;
+ALTER TABLE {agents}.registry SET (fillfactor = 50);  -- all may give signs of life at once: room on their pages
 CREATE INDEX registry_metadata ON {agents}.registry USING gin (metadata jsonb_path_ops);
 COMMENT ON TABLE {agents}.registry IS 'Who the agents are: names one to one with ids, and what each says of itself';
 COMMENT ON COLUMN {agents}.registry.version IS 'With epoch: of the entry that the columns repeat; NULL: it only wrote state';
