@@ -157,6 +157,7 @@ async def test_the_clock_of_a_sender_decides_nothing(cenote_store: Store) -> Non
     assert [one.id for one in await everything(cenote_store, to="b")] == ids
 
 
+@pytest.mark.judge
 async def test_many_senders_of_one_process_share_statements(cenote_store: Store) -> None:
     """500 at once are done in few commits; each gets its own answer, and a refused one does not take others along."""
     messages, taken = cenote_store.messages, uuid7()
@@ -172,6 +173,7 @@ async def test_many_senders_of_one_process_share_statements(cenote_store: Store)
     assert [one.body for one in await everything(cenote_store, to="c")] == list(range(500))
 
 
+@pytest.mark.judge
 async def test_a_process_that_sends_faster_than_postgresql_takes_is_told(
     cenote_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ async def test_a_lost_commit_of_a_transaction_is_one_message_and_it_is_heard(cen
             assert await bodies(store) == ["before", "within"]
 
 
+@pytest.mark.judge
 async def test_an_answer_that_cannot_be_had_again_is_told_as_unknown(cenote_servers: TestServers) -> None:
     async with FaultProxy(port(cenote_servers, "postgres")) as proxy:
         settings = cenote_servers.by_url(sql_port=proxy.port, retry__deadline_ms=300, flush__enabled=False, **QUICK)
