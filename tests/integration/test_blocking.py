@@ -16,6 +16,7 @@ from cenote import blocking, typed
 from cenote import store as stores
 from cenote.blocking import agents as blocking_registry
 from cenote.blocking import messages as blocking_messages
+from cenote.blocking import transactions as blocking_transactions
 from cenote.repositories import agents as registry
 from cenote.repositories import messages
 from cenote.testing import TestServers
@@ -26,6 +27,7 @@ PAIRS = [
     (cenote.Receipt, blocking.Receipt),
     (typed.Typed, blocking.Typed),
     (messages.Messages, blocking_messages.Messages),
+    (cenote.Transaction, blocking_transactions.Transaction),
     (registry.Agents, blocking_registry.Agents),
 ]
 
@@ -85,6 +87,19 @@ def test_the_verbs(store: blocking.Store) -> None:
     counter = scout.typed("n", int)
     counter.put(1)
     assert counter.update(lambda n: n + 1).value == counter.get() == 2
+
+
+def test_a_transaction_of_plain_functions(store: blocking.Store) -> None:
+    def work(tx: blocking_transactions.Transaction) -> list[int]:
+        tx.execute("CREATE TEMP TABLE t (n int PRIMARY KEY) ON COMMIT DROP")
+        tx.executemany("INSERT INTO t VALUES ($1)", [(1,), (2,)])
+        with pytest.raises(cenote.AlreadyExistsError), tx.savepoint():
+            tx.execute("INSERT INTO t VALUES (3), (1)")
+        return [row["n"] for row in tx.fetch("SELECT n FROM t ORDER BY n")]
+
+    assert store.transact(work) == [1, 2]
+    with pytest.raises(ZeroDivisionError):
+        store.transact(lambda tx: 1 / 0)
 
 
 def test_many_threads_change_one_key(store: blocking.Store) -> None:

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.thread import LoopThread
+from cenote.blocking.transactions import Transaction, bare
 from cenote.model.page import Page
 from cenote.repositories import messages
 from cenote.repositories.messages import Who
 from cenote.repositories.messages_entity import Message, NewMessage
-from cenote.sql.transaction import Transaction
 
 
 class Messages:
@@ -34,13 +34,13 @@ class Messages:
         """Say something; see the other `send`."""
         work = self._inner.send(
             body, sender=sender, to=to, conversation=conversation, message_id=message_id, reply_to=reply_to,
-            metadata=metadata, tx=tx,
+            metadata=metadata, tx=bare(tx),
         )  # fmt: skip
         return self._thread.run(work)
 
     def send_many(self, messages: Iterable[NewMessage], *, tx: Transaction | None = None) -> list[Message]:
         """Say several things at once, all or none; see the other `send_many`."""
-        return self._thread.run(self._inner.send_many(messages, tx=tx))
+        return self._thread.run(self._inner.send_many(messages, tx=bare(tx)))
 
     def read(
         self,

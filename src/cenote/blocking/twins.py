@@ -19,6 +19,7 @@ from cenote.blocking.agents import Agents
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.messages import Messages
 from cenote.blocking.thread import LoopThread
+from cenote.blocking.transactions import Transaction, waiting
 from cenote.config import Config
 from cenote.engine import counters
 from cenote.engine import receipt as receipts
@@ -28,6 +29,7 @@ from cenote.engine.hydrator import Hydrated
 from cenote.engine.monitor import Stats
 from cenote.health import Health
 from cenote.model.entry import Entry, Version
+from cenote.sql.transaction import Isolation
 
 T = TypeVar("T")
 _PAGE: Final = 256  # items of a finite iterator that one hand-over between the threads brings
@@ -287,6 +289,19 @@ class Store:
     def messages(self) -> Messages:
         """What agents said to each other; see `cenote.Store.messages`."""
         return Messages(self._thread, self._store.messages)
+
+    def transact(
+        self,
+        fn: Callable[[Transaction], T],
+        *,
+        isolation: Isolation = Isolation.REPEATABLE_READ,
+        deadline: timedelta | float | None = None,
+    ) -> T:
+        """Run `fn(tx)` in a transaction, exactly once; see `cenote.Store.transact`. `fn` is a plain function here, and
+        runs on a thread of its own."""
+        work = self._store.transact(waiting(self._thread, fn), isolation=isolation, deadline=deadline)
+        result: T = self._thread.run(work)
+        return result
 
     def flush(self, timeout: timedelta | float | None = None) -> None:
         """Wait until everything acknowledged so far is in SQL; see `cenote.Store.flush`."""
