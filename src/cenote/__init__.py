@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from cenote.repositories.agents_content import StateHit as StateHit
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
+    from cenote.result import DataResult as DataResult
+    from cenote.result import attempt as attempt
     from cenote.routing import Category as Category
     from cenote.routing import Route as Route
     from cenote.sql.transaction import Isolation as Isolation
@@ -121,9 +123,11 @@ _BESIDE = {
     "SwarmCounter": "engine.counters",
     "UnresolvedError": "errors",
     "Category": "routing",
+    "DataResult": "result",
     "Isolation": "sql.transaction",
     "Route": "routing",
     "Transaction": "sql.transaction",
+    "attempt": "result",
     "HybridClock": "model.clock",
     "VectorClock": "model.clock",
     "Clocked": "model.clocked",
