@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from cenote.repositories.agents_content import StateHit as StateHit
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
+    from cenote.repositories.tasks_entity import NewTask as NewTask
+    from cenote.repositories.tasks_entity import Task as Task
+    from cenote.repositories.tasks_work import Job as Job
     from cenote.result import DataResult as DataResult
     from cenote.result import attempt as attempt
     from cenote.routing import Category as Category
@@ -120,6 +123,9 @@ _BESIDE = {
     "StateHit": "repositories.agents_content",
     "Message": "repositories.messages_entity",
     "NewMessage": "repositories.messages_entity",
+    "Job": "repositories.tasks_work",
+    "NewTask": "repositories.tasks_entity",
+    "Task": "repositories.tasks_entity",
     "SwarmCounter": "engine.counters",
     "UnresolvedError": "errors",
     "Category": "routing",

@@ -108,6 +108,21 @@ MESSAGES_SLICE_ROWS: Final = 5_000  # messages that one statement of a search wi
 MESSAGES_FORGET_ROWS: Final = 5_000  # messages that one statement of a forget removes
 MESSAGE_WORDS_CHARS_MAX: Final = 1_000  # longest text to search for
 
+# --- tasks ---------------------------------------------------------------------------------------------------
+TASK_TYPE_CHARS_MAX: Final = 50  # longest type of a task
+TASK_DEDUPE_CHARS_MAX: Final = 200  # longest dedupe key
+TASK_WORKER_CHARS_MAX: Final = 200  # longest name of a worker
+TASK_ERROR_CHARS_MAX: Final = 2_000  # what is kept of an error
+TASK_BYTES_MAX: Final = MIB  # largest payload or result of a task, encoded: what is larger goes under a key
+TASK_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a task, encoded
+TASK_ATTEMPTS_MAX: Final = 1_000  # most runs of a task
+TASK_TYPES_MAX: Final = 100  # types that one worker asks for
+TASK_LEASE_MS_MIN: Final = 100  # shortest lease: a heartbeat comes three times within
+TASK_PAST_S_MAX: Final = 60  # a `run_at` that is past for longer is refused: clocks differ by less
+TASKS_BATCH_COUNT_MAX: Final = 10_000  # tasks of one add_many, and of one statement
+TASKS_BATCH_BYTES_MAX: Final = 8 * MIB  # their bytes
+TASKS_UPKEEP_ROWS: Final = 2_000  # tasks that one statement expires, or removes after their retention
+
 # --- embedded servers ---------------------------------------------------------------------------------------
 SERVER_START_S: Final = 120  # a server that recovers from a crash may take this long until it answers
 SERVER_ATTACH_S: Final = 15  # a server that runs but does not answer within this is stopped and started again

@@ -147,6 +147,8 @@ class TasksConfig(_Section):
         default=5, description="runs of a task before it is a dead letter, unless it says otherwise"
     )
     poll_ms: Milliseconds = Field(default=1000, description="idle workers look this often, woken or not")
+    retry_ms: Milliseconds = Field(default=1000, description="wait after the first failure; it doubles with each")
+    retry_ms_max: Milliseconds = Field(default=3_600_000, description="no wait after a failure is longer")
     retention_s: Seconds = Field(default=2_592_000, description="how long a finished task is kept")
 
 

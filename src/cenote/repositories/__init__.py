@@ -4,6 +4,8 @@ from cenote.engine.chores import Chore
 from cenote.engine.machines import Machines
 from cenote.engine.search_index import EVERY_S, SearchIndex
 from cenote.repositories.messages_upkeep import Upkeep
+from cenote.repositories.tasks_upkeep import EVERY_S as TASKS_S
+from cenote.repositories.tasks_upkeep import Upkeep as TasksUpkeep
 from cenote.sql.messages import MessageTable
 
 
@@ -19,4 +21,5 @@ def chores(machines: Machines) -> list[Chore]:
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
         Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),
+        Chore("tasks", TASKS_S, TasksUpkeep(machines.core).tend),
     ]

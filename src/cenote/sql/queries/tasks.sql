@@ -1,0 +1,182 @@
+-- tasks.queue. Whoever finishes a task shows the token of his claim, and his lease must not be over.
+
+-- name: add_tasks
+-- why: new tasks; what is there already, by its id or as a live task of the same type and dedupe key, is left alone.
+-- index: queue_pkey, queue_dedupe
+INSERT INTO {tasks}.queue (task_id, task_type, payload, raw, metadata, metadata_raw, priority, attempts_max, dedupe_key,
+                           created_at, run_at, expires_at)
+SELECT n.task_id, n.task_type, n.payload::jsonb, n.raw, n.metadata::jsonb, n.metadata_raw, n.priority, n.attempts_max,
+       n.dedupe_key, now(), coalesce(n.run_at, now() + n.delay), now() + n.expires_in
+  FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bytea[], $7::smallint[], $8::integer[],
+              $9::text[], $10::timestamptz[], $11::interval[], $12::interval[])
+    AS n (task_id, task_type, payload, raw, metadata, metadata_raw, priority, attempts_max, dedupe_key, run_at, delay,
+          expires_in)
+    ON CONFLICT DO NOTHING
+RETURNING task_id, created_at, run_at, expires_at
+
+-- name: claim_tasks
+-- why: work for one worker: first what another one has lost, then what is due, by priority and time. What has been tried
+-- often enough becomes a dead letter here, what came too late expires.
+-- index: queue_running, queue_ready, queue_pkey
+WITH lost AS MATERIALIZED (
+  SELECT l.task_id
+    FROM unnest($1::text[]) AS t (task_type)
+   CROSS JOIN LATERAL (
+     SELECT q.task_id FROM {tasks}.queue AS q
+      WHERE q.status = 'running' AND q.task_type = t.task_type AND q.lease_until <= now()
+      ORDER BY q.lease_until
+      LIMIT $2::integer
+        FOR UPDATE SKIP LOCKED
+   ) AS l
+), due AS MATERIALIZED (
+  SELECT d.task_id
+    FROM unnest($1::text[]) AS t (task_type)
+   CROSS JOIN LATERAL (
+     SELECT q.task_id, q.priority, q.run_at FROM {tasks}.queue AS q
+      WHERE q.status IN ('pending', 'retry') AND q.task_type = t.task_type AND q.run_at <= now()
+      ORDER BY q.priority DESC, q.run_at, q.task_id
+      LIMIT $2::integer
+        FOR UPDATE SKIP LOCKED
+   ) AS d
+   ORDER BY d.priority DESC, d.run_at, d.task_id
+   LIMIT $2::integer
+)
+UPDATE {tasks}.queue AS q
+   SET status = CASE WHEN expires_at <= now() THEN 'expired' WHEN attempts >= attempts_max THEN 'failed'
+                     ELSE 'running' END,
+       attempts = least(attempts + 1, attempts_max), token = $3, worker = $4, lease_until = now() + $5::interval,
+       finished_at = CASE WHEN expires_at <= now() OR attempts >= attempts_max THEN now() END,
+       last_error = CASE WHEN attempts >= attempts_max THEN 'the lease of its last worker ran out' ELSE last_error END
+  FROM (SELECT task_id FROM lost UNION ALL SELECT task_id FROM due LIMIT $2::integer) AS c
+ WHERE q.task_id = c.task_id
+RETURNING q.task_id, q.task_type, q.payload::text AS payload, q.raw, q.metadata::text AS metadata, q.metadata_raw,
+       q.status, q.priority, q.attempts, q.attempts_max, q.created_at, q.run_at, q.expires_at, q.lease_until,
+       q.token, q.worker, q.dedupe_key, q.last_error, q.result::text AS result, q.result_raw, q.finished_at
+
+-- name: claimed_tasks
+-- why: what a claim took whose answer was lost.
+-- index: queue_running
+SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+  FROM {tasks}.queue
+ WHERE status = 'running' AND task_type = ANY ($1::text[]) AND token = $2
+
+-- name: extend_leases
+-- why: a worker says that he is alive; those that are his still.
+-- index: queue_pkey
+UPDATE {tasks}.queue
+   SET lease_until = now() + $3::interval
+ WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running' AND lease_until > clock_timestamp()
+RETURNING task_id, lease_until
+
+-- name: complete_tasks
+-- why: done, once, by whoever holds it.
+-- index: queue_pkey
+UPDATE {tasks}.queue
+   SET status = 'done', finished_at = now(), lease_until = NULL, result = $3::jsonb, result_raw = $4
+ WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running' AND lease_until > clock_timestamp()
+RETURNING task_id, finished_at
+
+-- name: fail_tasks
+-- why: not done: again after a while, or a dead letter, or too late.
+-- index: queue_pkey
+UPDATE {tasks}.queue
+   SET status = CASE WHEN NOT $4::boolean OR attempts >= attempts_max THEN 'failed'
+                     WHEN expires_at <= now() THEN 'expired' ELSE 'retry' END,
+       finished_at = CASE WHEN NOT $4 OR attempts >= attempts_max OR expires_at <= now() THEN now() END,
+       run_at = CASE WHEN $4 AND attempts < attempts_max THEN now() + $5::interval ELSE run_at END,
+       lease_until = NULL, last_error = $3
+ WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running' AND lease_until > clock_timestamp()
+RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+
+-- name: release_tasks
+-- why: a worker that stops gives back what he has not begun, as if he had never taken it.
+-- index: queue_pkey
+UPDATE {tasks}.queue
+   SET status = CASE WHEN attempts > 1 THEN 'retry' ELSE 'pending' END, attempts = attempts - 1, lease_until = NULL,
+       token = NULL, worker = NULL
+ WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running'
+
+-- name: tasks_by_id
+-- why: single tasks, whatever became of them.
+-- index: queue_pkey
+SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+  FROM {tasks}.queue
+ WHERE task_id = ANY ($1::uuid[])
+
+-- name: tasks_by_dedupe
+-- why: the live tasks that stand for some that were not added.
+-- index: queue_dedupe
+SELECT q.task_id, q.task_type, q.payload::text AS payload, q.raw, q.metadata::text AS metadata, q.metadata_raw,
+       q.status, q.priority, q.attempts, q.attempts_max, q.created_at, q.run_at, q.expires_at, q.lease_until,
+       q.token, q.worker, q.dedupe_key, q.last_error, q.result::text AS result, q.result_raw, q.finished_at
+  FROM unnest($1::text[], $2::text[]) AS n (task_type, dedupe_key)
+  JOIN {tasks}.queue AS q ON q.task_type = n.task_type AND q.dedupe_key = n.dedupe_key
+ WHERE q.dedupe_key IS NOT NULL AND q.status IN ('pending', 'retry', 'running')
+
+-- name: cancel_task
+-- why: what is not finished is not to be done any more; who does it just now will be refused.
+-- index: queue_pkey
+UPDATE {tasks}.queue
+   SET status = 'cancelled', finished_at = now(), lease_until = NULL
+ WHERE task_id = $1 AND status IN ('pending', 'retry', 'running')
+RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+
+-- name: replay_task
+-- why: what was given up is tried anew, with all its attempts.
+-- index: queue_pkey
+UPDATE {tasks}.queue
+   SET status = 'pending', attempts = 0, run_at = now(), finished_at = NULL, token = NULL, worker = NULL,
+       expires_at = CASE WHEN expires_at > now() THEN expires_at END
+ WHERE task_id = $1 AND status IN ('failed', 'cancelled', 'expired')
+RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+
+-- name: list_tasks
+-- why: a page of tasks by id, which is by the time they were added. `true` is where a filter is put.
+-- index: queue_pkey
+SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+  FROM {tasks}.queue
+ WHERE task_id > $1 AND ($3::text IS NULL OR status = $3) AND ($4::text IS NULL OR task_type = $4) AND true
+ ORDER BY task_id
+ LIMIT $2
+
+-- name: count_tasks
+-- why: how many there are in each state.
+-- index: none, reads the table
+SELECT status, count(*) FROM {tasks}.queue WHERE $1::text IS NULL OR task_type = $1 GROUP BY status
+
+-- name: expire_tasks
+-- why: what nobody took in time, also where no worker asks for its type.
+-- index: queue_expiring, queue_pkey
+UPDATE {tasks}.queue
+   SET status = 'expired', finished_at = now()
+ WHERE task_id = ANY (ARRAY(
+   SELECT task_id FROM {tasks}.queue
+    WHERE status IN ('pending', 'retry') AND expires_at IS NOT NULL AND expires_at <= now()
+    ORDER BY expires_at
+    LIMIT $1
+      FOR UPDATE SKIP LOCKED
+ ))
+
+-- name: forget_tasks
+-- why: what was finished long ago.
+-- index: queue_finished, queue_pkey
+DELETE FROM {tasks}.queue
+ WHERE task_id = ANY (ARRAY(
+   SELECT task_id FROM {tasks}.queue
+    WHERE finished_at IS NOT NULL AND finished_at < now() - $2::interval
+    ORDER BY finished_at
+    LIMIT $1
+      FOR UPDATE SKIP LOCKED
+ ))
