@@ -16,9 +16,10 @@ from cenote import blocking, typed
 from cenote import store as stores
 from cenote.blocking import agents as blocking_registry
 from cenote.blocking import messages as blocking_messages
+from cenote.blocking import tasks as blocking_tasks
 from cenote.blocking import transactions as blocking_transactions
 from cenote.repositories import agents as registry
-from cenote.repositories import messages
+from cenote.repositories import messages, tasks, tasks_work
 from cenote.testing import TestServers
 
 PAIRS = [
@@ -27,6 +28,8 @@ PAIRS = [
     (cenote.Receipt, blocking.Receipt),
     (typed.Typed, blocking.Typed),
     (messages.Messages, blocking_messages.Messages),
+    (tasks.Tasks, blocking_tasks.Tasks),
+    (tasks_work.Job, blocking_tasks.Job),
     (cenote.Transaction, blocking_transactions.Transaction),
     (registry.Agents, blocking_registry.Agents),
 ]

@@ -18,6 +18,7 @@ from cenote.agent import Durability
 from cenote.blocking.agents import Agents
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.messages import Messages
+from cenote.blocking.tasks import Tasks
 from cenote.blocking.thread import LoopThread
 from cenote.blocking.transactions import Transaction, waiting
 from cenote.config import Config
@@ -284,6 +285,11 @@ class Store:
     def agents(self) -> Agents:
         """Who the agents are, and who of them holds what; see `cenote.Store.agents`."""
         return Agents(self._thread, self._store.agents)
+
+    @property
+    def tasks(self) -> Tasks:
+        """The queue; see `cenote.Store.tasks`."""
+        return Tasks(self._thread, self._store.tasks)
 
     @property
     def messages(self) -> Messages:
