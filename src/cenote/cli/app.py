@@ -18,6 +18,7 @@ from cenote.cli import (
     settings,
     shows,
     status,
+    tasks,
 )
 from cenote.cli.help import Group
 from cenote.cli.options import OPERATION
@@ -49,4 +50,5 @@ for room in (shows, servers, status, doctor, entries, listing, searching, moving
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
 app.add_typer(messages.app, name="messages", rich_help_panel=OPERATION)
+app.add_typer(tasks.app, name="tasks", rich_help_panel=OPERATION)
 app.add_typer(settings.app)
