@@ -28,7 +28,8 @@ CREATE TABLE {tasks}.queue (
   metadata_raw bytea,
   result       jsonb,
   result_raw   bytea,
-  CONSTRAINT queue_pkey PRIMARY KEY (task_id)
+  CONSTRAINT queue_pkey PRIMARY KEY (task_id),
+  CONSTRAINT queue_leased CHECK ((status = 'running') = (lease_until IS NOT NULL))
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.2);
 CREATE INDEX queue_ready ON {tasks}.queue (task_type, priority DESC, run_at, task_id)
   WHERE status IN ('pending', 'retry');

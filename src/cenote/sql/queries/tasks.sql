@@ -1,4 +1,5 @@
--- tasks.queue. Whoever finishes a task shows the token of his claim, and his lease must not be over.
+-- tasks.queue. Whoever finishes a task shows the token of his claim, and his lease must not be over; that is looked for
+-- by the id, and without the status, whose index would lead through all that is running.
 
 -- name: add_tasks
 -- why: new tasks; what is there already, by its id or as a live task of the same type and dedupe key, is left alone.
@@ -16,39 +17,40 @@ RETURNING task_id, created_at, run_at, expires_at
 
 -- name: claim_tasks
 -- why: work for one worker: first what another one has lost, then what is due, by priority and time. What has been tried
--- often enough becomes a dead letter here, what came too late expires.
--- index: queue_running, queue_ready, queue_pkey
+-- often enough becomes a dead letter here, what came too late expires. The parameters stand in subqueries so that one
+-- plan serves them all: planning would take longer than the claim.
+-- index: queue_running, queue_ready
 WITH lost AS MATERIALIZED (
-  SELECT l.task_id
-    FROM unnest($1::text[]) AS t (task_type)
+  SELECT l.place
+    FROM unnest((SELECT $1::text[])) AS t (task_type)
    CROSS JOIN LATERAL (
-     SELECT q.task_id FROM {tasks}.queue AS q
+     SELECT q.ctid AS place FROM {tasks}.queue AS q
       WHERE q.status = 'running' AND q.task_type = t.task_type AND q.lease_until <= now()
       ORDER BY q.lease_until
-      LIMIT $2::integer
+      LIMIT (SELECT $2::integer)
         FOR UPDATE SKIP LOCKED
    ) AS l
 ), due AS MATERIALIZED (
-  SELECT d.task_id
-    FROM unnest($1::text[]) AS t (task_type)
+  SELECT d.place
+    FROM unnest((SELECT $1::text[])) AS t (task_type)
    CROSS JOIN LATERAL (
-     SELECT q.task_id, q.priority, q.run_at FROM {tasks}.queue AS q
+     SELECT q.ctid AS place, q.priority, q.run_at, q.task_id FROM {tasks}.queue AS q
       WHERE q.status IN ('pending', 'retry') AND q.task_type = t.task_type AND q.run_at <= now()
       ORDER BY q.priority DESC, q.run_at, q.task_id
-      LIMIT $2::integer
+      LIMIT (SELECT $2::integer)
         FOR UPDATE SKIP LOCKED
    ) AS d
    ORDER BY d.priority DESC, d.run_at, d.task_id
-   LIMIT $2::integer
+   LIMIT (SELECT $2::integer)
 )
 UPDATE {tasks}.queue AS q
    SET status = CASE WHEN expires_at <= now() THEN 'expired' WHEN attempts >= attempts_max THEN 'failed'
                      ELSE 'running' END,
-       attempts = least(attempts + 1, attempts_max), token = $3, worker = $4, lease_until = now() + $5::interval,
+       lease_until = CASE WHEN expires_at <= now() OR attempts >= attempts_max THEN NULL ELSE now() + $5::interval END,
        finished_at = CASE WHEN expires_at <= now() OR attempts >= attempts_max THEN now() END,
-       last_error = CASE WHEN attempts >= attempts_max THEN 'the lease of its last worker ran out' ELSE last_error END
-  FROM (SELECT task_id FROM lost UNION ALL SELECT task_id FROM due LIMIT $2::integer) AS c
- WHERE q.task_id = c.task_id
+       last_error = CASE WHEN attempts >= attempts_max THEN 'the lease of its last worker ran out' ELSE last_error END,
+       attempts = least(attempts + 1, attempts_max), token = $3, worker = $4
+ WHERE q.ctid = ANY (ARRAY(SELECT place FROM lost UNION ALL SELECT place FROM due LIMIT (SELECT $2::integer)))
 RETURNING q.task_id, q.task_type, q.payload::text AS payload, q.raw, q.metadata::text AS metadata, q.metadata_raw,
        q.status, q.priority, q.attempts, q.attempts_max, q.created_at, q.run_at, q.expires_at, q.lease_until,
        q.token, q.worker, q.dedupe_key, q.last_error, q.result::text AS result, q.result_raw, q.finished_at
@@ -67,7 +69,7 @@ SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS meta
 -- index: queue_pkey
 UPDATE {tasks}.queue
    SET lease_until = now() + $3::interval
- WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running' AND lease_until > clock_timestamp()
+ WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until > clock_timestamp()
 RETURNING task_id, lease_until
 
 -- name: complete_tasks
@@ -75,7 +77,7 @@ RETURNING task_id, lease_until
 -- index: queue_pkey
 UPDATE {tasks}.queue
    SET status = 'done', finished_at = now(), lease_until = NULL, result = $3::jsonb, result_raw = $4
- WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running' AND lease_until > clock_timestamp()
+ WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until > clock_timestamp()
 RETURNING task_id, finished_at
 
 -- name: fail_tasks
@@ -87,7 +89,7 @@ UPDATE {tasks}.queue
        finished_at = CASE WHEN NOT $4 OR attempts >= attempts_max OR expires_at <= now() THEN now() END,
        run_at = CASE WHEN $4 AND attempts < attempts_max THEN now() + $5::interval ELSE run_at END,
        lease_until = NULL, last_error = $3
- WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running' AND lease_until > clock_timestamp()
+ WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until > clock_timestamp()
 RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
        priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
        dedupe_key, last_error, result::text AS result, result_raw, finished_at
@@ -98,7 +100,7 @@ RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS m
 UPDATE {tasks}.queue
    SET status = CASE WHEN attempts > 1 THEN 'retry' ELSE 'pending' END, attempts = attempts - 1, lease_until = NULL,
        token = NULL, worker = NULL
- WHERE task_id = ANY ($1::uuid[]) AND token = $2 AND status = 'running'
+ WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until IS NOT NULL
 
 -- name: tasks_by_id
 -- why: single tasks, whatever became of them.
