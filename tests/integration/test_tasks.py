@@ -1,12 +1,12 @@
 """Tasks: what the verbs promise, on real servers."""
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 import cenote
 from cenote import limits

@@ -11,11 +11,12 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, TypeVar
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from cenote import limits
 from cenote.engine.machines import Machines
