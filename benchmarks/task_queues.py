@@ -1,7 +1,7 @@
 """Claim and finish of tasks beside pgqueuer and procrastinate: alternating rounds on one PostgreSQL, one connection
 each, durable commits, through everybody's own verbs. procrastinate fetches one job at a time.
 
-    python -m venv /tmp/queues && /tmp/queues/bin/pip install cenote pgqueuer "procrastinate" asyncpg
+    python -m venv /tmp/queues && /tmp/queues/bin/pip install cenote pgqueuer procrastinate
     /tmp/queues/bin/python benchmarks/task_queues.py
 """
 
@@ -111,7 +111,8 @@ async def main() -> None:
                     medians = await measured(rounds, batch)
                     best = max(speed for name, speed in medians.items() if name != "cenote")
                     words = ", ".join(f"{name} {speed:,.0f}/s" for name, speed in medians.items())
-                    print(f"batch {batch}: {words}; {medians['cenote'] / best:.2f} x the better", flush=True)
+                    ratio = medians["cenote"] / best
+                    print(f"batch {batch}: {words}; {ratio:.2f} x the better", flush=True)  # noqa: T201 - it is a script
             await con.close()
 
 
