@@ -95,6 +95,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(one for below in plan.get("Plans", []) for one in nodes(below))]
 
 
+@pytest.mark.judge
 def test_tasks_without_await(cenote_servers: TestServers) -> None:
     with cenote.blocking.open(**cenote_servers.fresh()) as store:
         tasks = store.tasks
