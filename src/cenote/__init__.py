@@ -64,6 +64,11 @@ if TYPE_CHECKING:
     from cenote.model.merging.document import Document as Document
     from cenote.repositories.agents import Agent as Agent
     from cenote.repositories.agents_content import StateHit as StateHit
+    from cenote.repositories.knowledge_embedder import Embedder as Embedder
+    from cenote.repositories.knowledge_embedder import register_embedder as register_embedder
+    from cenote.repositories.knowledge_entity import Fact as Fact
+    from cenote.repositories.knowledge_entity import Found as Found
+    from cenote.repositories.knowledge_entity import NewFact as NewFact
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
     from cenote.repositories.tasks_entity import NewTask as NewTask
@@ -121,6 +126,11 @@ _BESIDE = {
     "resolve": "conflict",
     "Agent": "repositories.agents",
     "StateHit": "repositories.agents_content",
+    "Embedder": "repositories.knowledge_embedder",
+    "register_embedder": "repositories.knowledge_embedder",
+    "Fact": "repositories.knowledge_entity",
+    "Found": "repositories.knowledge_entity",
+    "NewFact": "repositories.knowledge_entity",
     "Message": "repositories.messages_entity",
     "NewMessage": "repositories.messages_entity",
     "Job": "repositories.tasks_work",

@@ -150,3 +150,15 @@ assert ATOMIC_KEYS_MAX <= MULTI_GET_SUBJECTS_MAX  # what is written together can
 assert ATOMIC_WINDOW_BYTES + PAYLOAD_BYTES_MAX < WRITE_BUFFER_BYTES_MAX
 assert COUNTER_DOUBT_S < COUNTER_WINDOW_S
 assert EMBEDDED_PORT_MIN < EMBEDDED_PORT_MAX < 32_768
+
+# --- knowledge -----------------------------------------------------------------------------------------------
+FACT_TEXT_BYTES_MAX: Final = 256 * KIB  # longest text of a fact: PostgreSQL keeps its words in one value
+FACT_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a fact, encoded
+FACT_DIMENSIONS_MAX: Final = 4_096  # most numbers of an embedding
+FACTS_BATCH_COUNT_MAX: Final = 10_000  # facts of one add_many
+FACTS_BATCH_BYTES_MAX: Final = 32 * MIB  # their bytes, embeddings included
+FACTS_EMBED_COUNT: Final = 128  # facts that an embedder gets at a time
+FACTS_EMBED_S: Final = 30  # time for that, after which another process may take them
+FACTS_IDLE_S: Final = 5  # an idle process with an embedder looks this often for facts of others
+FACTS_VECTORS_BYTES_MAX: Final = 256 * MIB  # embeddings that one process keeps in memory
+FACT_WORDS_CHARS_MAX: Final = 4_000  # longest text to search for
