@@ -15,11 +15,12 @@ from cenote import agent as agents
 from cenote import blocking, typed
 from cenote import store as stores
 from cenote.blocking import agents as blocking_registry
+from cenote.blocking import knowledge as blocking_knowledge
 from cenote.blocking import messages as blocking_messages
 from cenote.blocking import tasks as blocking_tasks
 from cenote.blocking import transactions as blocking_transactions
 from cenote.repositories import agents as registry
-from cenote.repositories import messages, tasks, tasks_work
+from cenote.repositories import knowledge, messages, tasks, tasks_work
 from cenote.testing import TestServers
 
 PAIRS = [
@@ -28,6 +29,7 @@ PAIRS = [
     (cenote.Receipt, blocking.Receipt),
     (typed.Typed, blocking.Typed),
     (messages.Messages, blocking_messages.Messages),
+    (knowledge.Knowledge, blocking_knowledge.Knowledge),
     (tasks.Tasks, blocking_tasks.Tasks),
     (tasks_work.Job, blocking_tasks.Job),
     (cenote.Transaction, blocking_transactions.Transaction),

@@ -193,7 +193,7 @@ async def test_texts_of_every_kind_and_limits(cenote_store: Store) -> None:
 
 async def test_an_embedder_that_fails_and_recovers_loses_nothing(cenote_servers: TestServers, letters: Letters) -> None:
     letters.fails = 2
-    settings = cenote_servers.fresh(knowledge={"embedder": letters.name})
+    settings = cenote_servers.fresh(knowledge__embedder=letters.name)
     async with cenote.open(**settings) as store:
         await store.knowledge.add_many([{"text": "abba"}, {"text": "zzz"}])
         assert await texts(store, "zzz", mode="text") == ["zzz"]
@@ -212,8 +212,8 @@ async def test_an_embedder_that_fails_and_recovers_loses_nothing(cenote_servers:
 async def test_two_stores_embed_each_fact_once_and_see_each_others(
     cenote_servers: TestServers, letters: Letters
 ) -> None:
-    settings = cenote_servers.fresh(knowledge={"embedder": letters.name})
-    async with cenote.open(**settings) as one, another(one, knowledge={"embedder": letters.name}) as two:
+    settings = cenote_servers.fresh(knowledge__embedder=letters.name)
+    async with cenote.open(**settings) as one, another(one, knowledge__embedder=letters.name) as two:
         facts = [{"text": f"fact {n} {'qx'[n % 2] * 5}"} for n in range(600)]
         await asyncio.gather(one.knowledge.add_many(facts[:300]), two.knowledge.add_many(facts[300:]))  # type: ignore[arg-type]
         await asyncio.gather(one.knowledge.embedded(30), two.knowledge.embedded(30))

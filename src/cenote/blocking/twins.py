@@ -17,6 +17,7 @@ from cenote import typed as typeds
 from cenote.agent import Durability
 from cenote.blocking.agents import Agents
 from cenote.blocking.iteration import Iteration
+from cenote.blocking.knowledge import Knowledge
 from cenote.blocking.messages import Messages
 from cenote.blocking.tasks import Tasks
 from cenote.blocking.thread import LoopThread
@@ -295,6 +296,11 @@ class Store:
     def messages(self) -> Messages:
         """What agents said to each other; see `cenote.Store.messages`."""
         return Messages(self._thread, self._store.messages)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What is known; see `cenote.Store.knowledge`."""
+        return Knowledge(self._thread, self._store.knowledge)
 
     def transact(
         self,

@@ -10,6 +10,7 @@ from cenote.cli import (
     dead_letters,
     doctor,
     entries,
+    knowledge,
     listing,
     messages,
     moving,
@@ -49,6 +50,7 @@ def root(
 for room in (shows, servers, status, doctor, entries, listing, searching, moving, adopt, conflicts):
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
+app.add_typer(knowledge.app, name="knowledge", rich_help_panel=OPERATION)
 app.add_typer(messages.app, name="messages", rich_help_panel=OPERATION)
 app.add_typer(tasks.app, name="tasks", rich_help_panel=OPERATION)
 app.add_typer(settings.app)
