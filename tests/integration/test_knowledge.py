@@ -2,11 +2,14 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from cli_run import Cli
 
 import cenote
 from cenote import limits
@@ -214,8 +217,8 @@ async def test_two_stores_embed_each_fact_once_and_see_each_others(
 ) -> None:
     settings = cenote_servers.fresh(knowledge__embedder=letters.name)
     async with cenote.open(**settings) as one, another(one, knowledge__embedder=letters.name) as two:
-        facts = [{"text": f"fact {n} {'qx'[n % 2] * 5}"} for n in range(600)]
-        await asyncio.gather(one.knowledge.add_many(facts[:300]), two.knowledge.add_many(facts[300:]))  # type: ignore[arg-type]
+        facts: list[cenote.NewFact] = [{"text": f"fact {n} {'qx'[n % 2] * 5}"} for n in range(600)]
+        await asyncio.gather(one.knowledge.add_many(facts[:300]), two.knowledge.add_many(facts[300:]))
         await asyncio.gather(one.knowledge.embedded(30), two.knowledge.embedded(30))
         assert sorted(letters.seen) == sorted(fact["text"] for fact in facts)
         assert await texts(one, "qqqqq", mode="vector") == await texts(two, "qqqqq", mode="vector")
@@ -231,3 +234,31 @@ def test_what_is_no_embedder_is_refused() -> None:
         cenote.register_embedder(object())  # type: ignore[arg-type]  # that is the point
     with pytest.raises(cenote.SetupError, match="no embedder 'nobody'"):
         knowledge_embedder.named("nobody")
+
+
+def test_numpy_is_not_imported_before_it_is_used() -> None:
+    used = "import sys, cenote, cenote.blocking, cenote.store; cenote.Fact; cenote.register_embedder; "
+    source = used + "assert not {'numpy', 'wordllama'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", source], check=True)
+
+
+def test_knowledge_at_the_command_line(cenote_servers: TestServers, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh = cenote_servers.fresh()
+    cli = Cli(capsys, ["--data-dir", str(fresh["data_dir"]), "--namespace", fresh["namespace"]])
+    nothing = cli("knowledge", "list")
+    assert (nothing.code, nothing.out) == (1, "no facts\n")
+    known = str(uuid4())
+    for _ in range(2):
+        assert cli("knowledge", "add", "a deep cave", "--metadata", '{"n": 1}', "--id", known).out == f"{known}\n"
+    assert cli("knowledge", "add", "a lake", "--json").json["embedded"] is False
+    page = cli("knowledge", "list", "--limit", "1", "--json").json
+    assert len(cli("knowledge", "list", "--cursor", page["next"], "--json").json["facts"]) == 1
+    (found,) = cli("knowledge", "search", "CAVE", "--where", '{"n": {"gte": 1}}', "--json").json["found"]
+    assert (found["fact"]["id"], found["fact"]["metadata"]) == (known, {"n": 1})
+    assert "a deep cave" in cli("knowledge", "search", "cave").out
+    assert cli("knowledge", "search", "bats").code == 1
+    assert cli("knowledge", "search", "cave", "--mode", "vector").code == 2
+    assert cli("knowledge", "search", "cave", "--where", "[]").code == 64
+    assert cli("knowledge", "forget").code == 64
+    assert cli("knowledge", "forget", "--where", '{"n": 1}', "--json").json == {"forgotten": 1}
+    assert cli("knowledge", "forget", "--all").out == "1 forgotten\n"

@@ -26,12 +26,25 @@ from cenote.model import filters
 from cenote.model import key as keys
 from cenote.model.page import Cursors, Page, page_limit
 from cenote.repositories.knowledge_embedder import embeddings, named
-from cenote.repositories.knowledge_entity import Fact, Found, NewFact, fact, fresh, identity, outgoing, same, unit
+from cenote.repositories.knowledge_entity import (
+    Fact,
+    Found,
+    NewFact,
+    checked_rows,
+    fact,
+    fresh,
+    identity,
+    outgoing,
+    settled,
+    unit,
+    whole,
+)
 from cenote.repositories.knowledge_entity import namespace as checked_namespace
 from cenote.repositories.knowledge_vectors import Vectors
 from cenote.repositories.knowledge_worker import Worker
+from cenote.repositories.repository import Repository
 from cenote.repositories.tasks_asking import Asking
-from cenote.sql.knowledge import FactRow, FactTable
+from cenote.sql.knowledge import FactTable
 from cenote.sql.knowledge import NewFact as NewRow
 from cenote.sql.transaction import Transaction
 
@@ -44,7 +57,7 @@ _RRF_K: Final = 60  # Cormack, Clarke, Büttcher: Reciprocal Rank Fusion outperf
 _RRF_DEPTH: Final = 50  # each list is read this deep, or to the limit where that is deeper
 
 
-class Knowledge:
+class Knowledge(Repository[Fact, UUID]):
     """What is known."""
 
     def __init__(self, machines: Machines) -> None:
@@ -97,7 +110,7 @@ class Knowledge:
         Raises:
             As `add`, with the place of the fact in the list.
         """
-        rows = _rows(list(facts))
+        rows = checked_rows(list(facts))
         if not rows:
             return []
         await self._fit(rows)
@@ -109,7 +122,7 @@ class Knowledge:
         else:
             tx.after_commit.append(self._worker.stir)
         return [
-            fact(fresh(row, made[row.fact_id])) if row.fact_id in made else _settled(row, stored.get(row.fact_id))
+            fact(fresh(row, made[row.fact_id])) if row.fact_id in made else settled(row, stored.get(row.fact_id))
             for row in rows
         ]
 
@@ -152,13 +165,13 @@ class Knowledge:
         if row.fact_id not in stored:
             raise ConflictError("this fact was superseded or removed meanwhile", hint="find it, and decide again")
         self._worker.stir()
-        return _settled(row, stored[row.fact_id])
+        return settled(row, stored[row.fact_id])
 
     # --- a repository ---------------------------------------------------------------------------------------
 
     async def save(self, entity: Fact) -> Fact:
         """Create or replace a fact, by its id; another text gets another embedding."""
-        row = _row(entity)
+        row = whole(entity)
         await self._asking.again(lambda: self._table.save(row))
         self._worker.stir()
         return await self.find(row.fact_id)
@@ -177,7 +190,7 @@ class Knowledge:
 
     async def update(self, entity: Fact) -> Fact:
         """Replace what was read. NotFoundError; ConflictError when it has been saved since."""
-        row = _row(entity)
+        row = whole(entity)
         try:
             done = await self._table.update(row, entity.version)
         except UnavailableError as error:
@@ -339,45 +352,6 @@ class Knowledge:
 def _same_dimensions(given: int, wanted: int | None, place: str = "") -> None:
     if given != wanted:
         raise RejectedError(f"{place}embedding: {given} dimensions; those of its namespace have {wanted}")
-
-
-def _rows(given: Sequence[NewFact]) -> builtins.list[NewRow]:
-    if len(given) > limits.FACTS_BATCH_COUNT_MAX:
-        raise RejectedError(f"facts: {len(given)} of them; up to {limits.FACTS_BATCH_COUNT_MAX} are taken")
-    rows: list[NewRow] = []
-    for number, one in enumerate(given):
-        try:
-            rows.append(outgoing(one))
-        except RejectedError as error:
-            if len(given) > 1:
-                error.args = (f"facts[{number}].{error.args[0]}",)
-            raise
-    if len({row.fact_id for row in rows}) < len(rows):
-        raise RejectedError("facts: two of them have the same fact_id")
-    size = sum(len(row.text) + len(row.metadata or "") + len(row.embedding or b"") for row in rows)
-    if size > limits.FACTS_BATCH_BYTES_MAX:
-        raise RejectedError(f"facts: {size} bytes; up to {limits.FACTS_BATCH_BYTES_MAX} are taken together")
-    return rows
-
-
-def _row(given: object) -> NewRow:
-    if not isinstance(given, Fact):
-        raise RejectedError(f"entity: a Fact is needed, not {type(given).__name__}")
-    return outgoing({"text": given.text, "metadata": given.metadata, "namespace": given.namespace, "fact_id": given.id})
-
-
-def _settled(row: NewRow, stored: FactRow | None) -> Fact:
-    if stored is None:
-        raise OutcomeUnknownError(
-            f"fact_id {row.fact_id}: it was there already, and has been removed meanwhile", tier="RELATIONAL_DB"
-        )
-    found = fact(stored)
-    if not same(found, fact(fresh(row, stored.created_us))):
-        raise AlreadyExistsError(
-            f"fact_id {row.fact_id}: another fact has it", tier="RELATIONAL_DB",
-            hint="an id names one fact: add this one under an id of its own",
-        )  # fmt: skip
-    return found
 
 
 def _filter(where: Mapping[str, Any] | None) -> filters.Filter:

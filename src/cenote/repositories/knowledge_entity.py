@@ -10,7 +10,7 @@ from typing import Any, Final, NotRequired, TypedDict
 from uuid import UUID
 
 from cenote import limits
-from cenote.errors import RejectedError
+from cenote.errors import AlreadyExistsError, OutcomeUnknownError, RejectedError
 from cenote.model import key as keys
 from cenote.model.canonical import canonical
 from cenote.model.entry import from_us
@@ -88,6 +88,48 @@ def outgoing(given: object) -> NewRow:
         *_metadata(given.get("metadata")),
         None if embedding is None else unit(embedding),
     )
+
+
+def checked_rows(given: Sequence[NewFact]) -> list[NewRow]:
+    """The rows of facts to be added. RejectedError names the fact, the field and its limit."""
+    if len(given) > limits.FACTS_BATCH_COUNT_MAX:
+        raise RejectedError(f"facts: {len(given)} of them; up to {limits.FACTS_BATCH_COUNT_MAX} are taken")
+    rows: list[NewRow] = []
+    for number, one in enumerate(given):
+        try:
+            rows.append(outgoing(one))
+        except RejectedError as error:
+            if len(given) > 1:
+                error.args = (f"facts[{number}].{error.args[0]}",)
+            raise
+    if len({row.fact_id for row in rows}) < len(rows):
+        raise RejectedError("facts: two of them have the same fact_id")
+    size = sum(len(row.text) + len(row.metadata or "") + len(row.embedding or b"") for row in rows)
+    if size > limits.FACTS_BATCH_BYTES_MAX:
+        raise RejectedError(f"facts: {size} bytes; up to {limits.FACTS_BATCH_BYTES_MAX} are taken together")
+    return rows
+
+
+def whole(given: object) -> NewRow:
+    """The row of a fact to be saved."""
+    if not isinstance(given, Fact):
+        raise RejectedError(f"entity: a Fact is needed, not {type(given).__name__}")
+    return outgoing({"text": given.text, "metadata": given.metadata, "namespace": given.namespace, "fact_id": given.id})
+
+
+def settled(row: NewRow, stored: FactRow | None) -> Fact:
+    """What stands under the id of a fact that was there already. AlreadyExistsError when it is another."""
+    if stored is None:
+        raise OutcomeUnknownError(
+            f"fact_id {row.fact_id}: it was there already, and has been removed meanwhile", tier="RELATIONAL_DB"
+        )
+    found = fact(stored)
+    if not same(found, fact(fresh(row, stored.created_us))):
+        raise AlreadyExistsError(
+            f"fact_id {row.fact_id}: another fact has it", tier="RELATIONAL_DB",
+            hint="an id names one fact: add this one under an id of its own",
+        )  # fmt: skip
+    return found
 
 
 def fact(row: FactRow) -> Fact:
