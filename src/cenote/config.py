@@ -35,7 +35,6 @@ from cenote.sections import (
     MemoryConfig,
     MessagesConfig,
     RetryConfig,
-    RoutesConfig,
     SessionConfig,
     SqlConfig,
     StateConfig,
@@ -45,8 +44,7 @@ from cenote.sections import (
 
 __all__ = [
     "AdminConfig", "CacheConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig", "HealthConfig",
-    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "RoutesConfig",
-    "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url",
+    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url",
     "load", "origins", "shown",
 ]  # fmt: skip
 
@@ -83,7 +81,6 @@ class Config(BaseSettings):
     state: StateConfig = Field(default_factory=StateConfig)
     session: SessionConfig = Field(default_factory=SessionConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
-    routes: RoutesConfig = Field(default_factory=RoutesConfig)
     tasks: TasksConfig = Field(default_factory=TasksConfig)
     messages: MessagesConfig = Field(default_factory=MessagesConfig)
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)

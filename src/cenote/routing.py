@@ -1,6 +1,6 @@
 """Which kind of data lives where: one table, categories and their routes (specification 1.1 and 1.2).
 
-A category of your own is one call of `register` before a store is opened. Settings win over the table:
+A category of your own is one call of `register` before a store is opened.
 `routes.override = {"SESSION_DATA": {"ttl_s": 600}}`.
 """
 

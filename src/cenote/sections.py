@@ -131,14 +131,6 @@ class CacheConfig(_Section):
     ttl_s: WholeSeconds = Field(default=300, description="life of a cached result")
 
 
-class RoutesConfig(_Section):
-    """Which kind of data lives where."""
-
-    override: dict[str, dict[str, Any]] = Field(
-        default={}, description="other routes by category: `tiers`, `ttl_s`, `resolver`, `durability`"
-    )
-
-
 class TasksConfig(_Section):
     """The queue of tasks."""
 

@@ -28,10 +28,8 @@ from cenote.model.entry import Entry, Version
 from cenote.model.key import RESERVED_AGENTS, agent_ref
 from cenote.opening import open_machines
 from cenote.repositories.agents import Agents
-from cenote.repositories.cached import Cached
 from cenote.repositories.knowledge import Knowledge
 from cenote.repositories.messages import Messages
-from cenote.repositories.sessions import Sessions
 from cenote.repositories.tasks import Tasks
 from cenote.sql.operations import transact_once
 from cenote.sql.pool import Database
@@ -76,19 +74,9 @@ class Store:
         return Messages(self._machines)
 
     @cached_property
-    def sessions(self) -> Sessions:
-        """What lives for as long as it is used, and an hour longer."""
-        return Sessions(self._machines)
-
-    @cached_property
     def knowledge(self) -> Knowledge:
         """Facts, found by what they mean, by their words and by what is said about them."""
         return Knowledge(self._machines)
-
-    @cached_property
-    def cache(self) -> Cached:
-        """Answers that are dear to compute, for all processes of the store."""
-        return Cached(self._machines)
 
     async def transact(
         self,

@@ -25,7 +25,8 @@ def test_an_example_prints_what_it_says(
     monkeypatch.setenv("CENOTE_NAMESPACE", fresh["namespace"])
     source = example.read_text(encoding="utf-8")
     if example.suffix == ".md":
-        (source, *_) = re.findall(r"^```python\n(.*?)^```", source, re.MULTILINE | re.DOTALL)
+        blocks = re.findall(r"^```python\n(.*?)^```", source, re.MULTILINE | re.DOTALL)
+        source = next(block for block in blocks if PRINTS.search(block))
     script = tmp_path / "example.py"
     script.write_text(source, encoding="utf-8")
     printed = StringIO()

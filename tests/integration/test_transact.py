@@ -52,7 +52,7 @@ async def test_a_savepoint_undoes_what_fails_inside(cenote_store: cenote.Store, 
         for number in (3, 2, 4):
             try:
                 async with tx.savepoint():
-                    tx.after_commit.append(lambda number=number: told.append(str(number)))  # type: ignore[misc]
+                    tx.after_commit.append(lambda number=number: told.append(str(number)))  # type: ignore[misc]  # mypy: lambda
                     await tx.execute(f"INSERT INTO {table} VALUES ($1, 1)", number)
             except cenote.AlreadyExistsError as error:
                 told.append(error.code)
@@ -81,7 +81,7 @@ async def test_what_cannot_be_meant_is_refused(cenote_store: cenote.Store) -> No
     with pytest.raises(cenote.RejectedError, match="inside a transaction"):
         await cenote_store.transact(outer)
     with pytest.raises(cenote.RejectedError, match="isolation"):
-        await cenote_store.transact(inner, isolation="SERIALIZABLE")  # type: ignore[arg-type]
+        await cenote_store.transact(inner, isolation="SERIALIZABLE")  # type: ignore[arg-type]  # that is it
     await cenote_store.transact(inner)  # the refusal has not left anything behind
 
 

@@ -98,9 +98,7 @@ class Tasks:
         """Add several at once, all or none; see the other `add_many`."""
         return self._thread.run(self._inner.add_many(tasks, tx=tx))
 
-    def claim(
-        self, *types: str, limit: int = 1, worker: str | None = None, lease: Seconds | None = None
-    ) -> list[Task]:
+    def claim(self, *types: str, limit: int = 1, worker: str | None = None, lease: Seconds | None = None) -> list[Task]:
         """Take tasks that are due; see the other `claim`."""
         return self._thread.run(self._inner.claim(*types, limit=limit, worker=worker, lease=lease))
 
