@@ -44,8 +44,8 @@ from cenote.sections import (
 
 __all__ = [
     "AdminConfig", "CacheConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig", "HealthConfig",
-    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url",
-    "load", "origins", "shown",
+    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "SessionConfig",
+    "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
 ]  # fmt: skip
 
 TEMPORARY: Final = ":temporary:"

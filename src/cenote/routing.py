@@ -1,7 +1,6 @@
 """Which kind of data lives where: one table, categories and their routes (specification 1.1 and 1.2).
 
-A category of your own is one call of `register` before a store is opened.
-`routes.override = {"SESSION_DATA": {"ttl_s": 600}}`.
+A category of your own is one call of `register`. The table says where data goes; no door of the store reads it yet.
 """
 
 from collections.abc import Mapping
@@ -87,19 +86,17 @@ def register(category: str, route: Route) -> None:
 
 
 def routes(overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Route]:
-    """The table under the settings' `routes.override`. Raises SetupError, naming category and field."""
+    """The table under overrides as settings give them. Raises SetupError, naming category and field."""
     table = dict(ROUTES)
     for category, fields in overrides.items():
         if category not in table:
-            raise SetupError(
-                f"routes.override: there is no category {category!r}", hint=f"there are {', '.join(table)}"
-            )
+            raise SetupError(f"routes: there is no category {category!r}", hint=f"there are {', '.join(table)}")
         table[category] = _check(category, replace(table[category], **_fields(category, fields)))
     return table
 
 
 def _fields(category: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    where = f"routes.override: {category}"
+    where = f"routes: {category}"
     unknown = set(given) - set(Route.__dataclass_fields__)
     if unknown:
         raise SetupError(f"{where}: there is no {sorted(unknown)[0]!r}")
