@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cenote.errors import CodecError
-from cenote.model.entry import Clean, Version, from_us, header, parse, to_us
+from cenote.model.entry import Clean, Envelope, Version, from_us, header, parse, to_us
 
 NUMBERS = st.integers(0, 2**63 - 1)
 VERSIONS = st.builds(Version, NUMBERS, NUMBERS)
@@ -30,7 +30,7 @@ def test_versions_are_totally_ordered_by_epoch_first(one: Version, other: Versio
 @given(st.sampled_from(["j", "r", "jz", "rz"]), OPS, st.none() | NUMBERS, CLEANS)
 def test_an_envelope_is_its_line(codec: str, op: str, expires_ms: int | None, clean: Clean | None) -> None:
     line = header(codec, op, expires_ms, clean)
-    assert parse(line) == (codec, op, expires_ms, clean)
+    assert parse(line) == Envelope(codec, op, expires_ms, clean)
     assert line.isascii()
     assert line.index(b"\r\n") == len(line) - 2
 
