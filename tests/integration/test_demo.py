@@ -41,6 +41,7 @@ def test_nothing_is_lost_though_a_worker_and_both_servers_are_killed(tmp_path: P
     assert not list((tmp_path / "t").iterdir()), "the demo left something behind"
 
 
+@pytest.mark.judge
 @pytest.mark.timeout(180)
 def test_again_in_the_same_directory_in_plain_lines(tmp_path: Path) -> None:
     options = ("--no-faults", "--modules", "20", "--workers", "2", "--data-dir", str(tmp_path / "data"))

@@ -2,6 +2,8 @@
 authoritative; both may be missing, and no answer depends on them."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -14,6 +16,7 @@ from cenote.model.filters import Filter, contained
 from cenote.sql.agents import indexed
 from cenote.sql.errors import TIER
 from cenote.sql.filters import Condition
+from cenote.sql.locks import advisory_key
 from cenote.sql.pool import Database
 from cenote.sql.rows import Row
 from cenote.sql.state import prefix_end
@@ -146,18 +149,34 @@ class SearchTable:
 
     async def build(self) -> None:
         """Make the index beside the flushes, unless it is there or somebody is at it. It takes what it takes."""
-        queries = self.db.queries
-        if await self.db.fetchval(queries["search_building"]):
+        if await self.db.fetchval(self.db.queries["search_building"]):
             return
-        if (await self.state()).inline is False:
-            await self.remove()
-        async with self.db.connection() as con:
-            await self._patiently(con, "search_inline_create", lock_timeout="0")
+        async with self.db.connection() as con, self._alone(con) as alone:
+            if alone and (await self.state()).inline is False:
+                await self._patiently(con, "search_inline_drop", lock_timeout="1s")
+            if alone:
+                await self._patiently(con, "search_inline_create", lock_timeout="0")
 
     async def remove(self) -> None:
-        """Drop the index beside the flushes. TransactionError while somebody builds it: then it is not ours to drop."""
-        async with self.db.connection() as con:
-            await self._patiently(con, "search_inline_drop", lock_timeout="1s")
+        """Drop the index beside the flushes, unless somebody is at it. TransactionError while another session holds its
+        table."""
+        async with self.db.connection() as con, self._alone(con) as alone:
+            if alone:
+                await self._patiently(con, "search_inline_drop", lock_timeout="1s")
+
+    @asynccontextmanager
+    async def _alone(self, con: asyncpg.Connection) -> AsyncIterator[bool]:
+        """Whether nobody else makes or drops the index meanwhile: two that wait for each other's snapshots would be a
+        deadlock. The lock is the session's, for neither step may run in a transaction; whoever is cut off ends it."""
+        key = advisory_key(self.db.names, "search_index")
+        alone = bool(await con.fetchval("SELECT pg_try_advisory_lock($1)", key))
+        try:
+            yield alone
+        except BaseException:
+            con.terminate()
+            raise
+        if alone:
+            await con.execute("SELECT pg_advisory_unlock($1)", key)
 
     async def _patiently(self, con: asyncpg.Connection, query: str, *, lock_timeout: str) -> None:
         await con.execute(f"SET statement_timeout = 0; SET lock_timeout = '{lock_timeout}'")
