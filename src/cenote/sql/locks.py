@@ -1,6 +1,6 @@
-"""Advisory locks, keyed by purpose and namespace. Of a transaction (`pg_advisory_xact_lock`), for a session's lock would
-be lost on its way through a pooler, and left behind by a cancelled task; but where an index is made or dropped beside the
-flushes, which cannot be done in a transaction (`sql/search.py`)."""
+"""Advisory locks, keyed by purpose and namespace. Of a transaction (`pg_advisory_xact_lock`), for a session's lock
+would be lost on its way through a pooler, and left behind by a cancelled task; but where an index is made or dropped
+beside the flushes, which cannot be done in a transaction (`sql/search.py`)."""
 
 from hashlib import blake2b
 
