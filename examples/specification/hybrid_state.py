@@ -18,7 +18,6 @@ async def main() -> None:
         await evict_now(store)  # as after state.ttl_s of idleness: KV lets go of what PostgreSQL has
         entry = await agent.entry("plan")
         print(entry.value, entry.tier.name)  # {'step': 1} RELATIONAL_DB
-        await asyncio.sleep(0)
         print((await store.stats()).hydrated)  # 1
 
 

@@ -9,8 +9,16 @@ import pytest
 
 import cenote
 from cenote import Isolation, Transaction
+from cenote.model.uuid7 import uuid7
+from cenote.retry import Backoff
 from cenote.sql import operations
+from cenote.sql.pool import Database
+from cenote.sql.transaction import CommitLost, transact
 from cenote.testing import FaultProxy, TestServers
+
+__all__ = ["db", "pg"]  # fixtures
+from pg_server import PgServer, db, pg
+
 from witness import Violation, demand
 
 
@@ -138,7 +146,7 @@ async def test_an_answer_lost_before_commit_means_that_it_is_run_again(
     assert await store.transact(lambda tx: tx.fetchval(f"SELECT count(*) FROM {table}")) == 1
 
 
-async def test_a_transaction_that_was_forbidden_never_commits(behind: tuple[FaultProxy, cenote.Store]) -> None:
+async def test_an_answer_that_stays_unknown_is_told_as_such(behind: tuple[FaultProxy, cenote.Store]) -> None:
     """PostgreSQL is away until the deadline: nobody knows, and the error says so; nothing happens twice."""
     proxy, store = behind
     table = f"{store.config.names.schema('agents')}.away"
@@ -158,25 +166,72 @@ async def test_a_transaction_that_was_forbidden_never_commits(behind: tuple[Faul
     assert await store.transact(lambda tx: tx.fetchval(f"SELECT count(*) FROM {table}")) == 1
 
 
-async def test_a_demoted_server_is_left_and_the_transaction_gets_through(cenote_servers: TestServers) -> None:
-    """25006: sessions that were read-only when the server came back do not stay in the pool."""
-    async with cenote.open(**cenote_servers.fresh(flush__enabled=False)) as store:
-        table = f"{store.config.names.schema('agents')}.demoted"
-        await _run(store, f"CREATE TABLE {table} (n int)")
-        con = await asyncpg.connect(cenote_servers.sql_dsn)
-        runs = 0
+async def _turn(con: asyncpg.Connection, read_only: bool) -> None:
+    await con.execute("SET default_transaction_read_only = off")  # or it could not turn the others back
+    await con.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if read_only else 'off'}")
+    await con.execute("SELECT pg_reload_conf()")
 
-        async def insert(tx: Transaction) -> None:
-            nonlocal runs
-            runs += 1
-            if runs == 1:  # this session turns as those of a demoted primary do
-                await tx.execute("SET TRANSACTION READ ONLY")
+
+async def test_25006_a_server_that_is_read_only_for_a_while_is_waited_for(pg: PgServer, db: Database) -> None:
+    """Live sessions turn read-only under the pool, and new ones are no better until the server is itself again."""
+    table = f"{db.names.schema('agents')}.demoted"
+    await db.execute(f"CREATE TABLE {table} (n int)")
+    con = await asyncpg.connect(pg.url())
+    refused = 0
+
+    async def insert(tx: Transaction) -> None:
+        nonlocal refused
+        try:
             await tx.execute(f"INSERT INTO {table} VALUES (1)")
+        except cenote.UnavailableError as error:
+            refused += "25006" in str(error)
+            raise
 
-        await store.transact(insert)
-        assert runs == 2
-        assert await con.fetchval(f"SELECT count(*) FROM {table}") == 1
-        await con.close()
+    await _turn(con, True)
+    try:
+        while await db.fetchval("SHOW default_transaction_read_only") != "on":
+            await asyncio.sleep(0.01)
+        work = asyncio.create_task(operations.transact_once(db, insert, Isolation.REPEATABLE_READ, 15_000))
+        while not refused:
+            await asyncio.sleep(0.01)
+        assert not work.done()
+    finally:
+        await _turn(con, False)
+    await work
+    assert await con.fetchval(f"SELECT count(*) FROM {table}") == 1
+    await con.close()
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_whoever_lost_the_answer_waits_for_the_transaction_itself(db: Database, commits: bool) -> None:
+    """It may still be under way. If it ends without a commit, its id can never be committed any more."""
+    operation, left, leave = uuid7(), asyncio.Event(), asyncio.Event()
+
+    async def original(tx: Transaction) -> None:
+        await tx.execute("SELECT pg_current_xact_id()")
+        await tx.execute(db.queries["leave_operation"], operation)
+        left.set()
+        await leave.wait()
+        if not commits:
+            raise ZeroDivisionError
+
+    first = asyncio.create_task(transact(db, original))
+    await left.wait()
+    backoff = Backoff(db.retry, 15_000)
+    asked = asyncio.create_task(operations._happened(db, operation, backoff, CommitLost("lost")))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%operations%'"
+    while not await db.fetchval(waiting):
+        await asyncio.sleep(0.01)
+    assert not asked.done()
+    leave.set()
+    assert await asked is commits
+    if commits:
+        await first
+    else:
+        with pytest.raises(ZeroDivisionError):
+            await first
+        with pytest.raises(cenote.AlreadyExistsError):
+            await transact(db, original)
 
 
 async def test_a_spent_deadline_and_a_full_pool_are_told_apart(cenote_servers: TestServers) -> None:
