@@ -8,10 +8,9 @@ from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from cenote import limits
+from cenote.agent_life import AgentLife
 from cenote.engine import entries
-from cenote.engine.barrier import Barrier
 from cenote.engine.entries import Target
-from cenote.engine.hydrator import Hydrated
 from cenote.engine.machines import Machines
 from cenote.engine.meeting import NOTHING, content_of
 from cenote.engine.receipt import Receipt
@@ -30,7 +29,7 @@ T = TypeVar("T")
 Durability = Literal["kv", "sql"]
 
 
-class AgentState:
+class AgentState(AgentLife):
     """The state of one agent. Cheap to make; as many as you like may exist for one agent.
 
     Attributes:
@@ -39,9 +38,7 @@ class AgentState:
     """
 
     def __init__(self, machines: Machines, agent: keys.AgentRef) -> None:
-        self._machines = machines
-        self._core = machines.core
-        self._agent = agent
+        super().__init__(machines, agent)
         self._targets: dict[str, Target] = {}
 
     @property
@@ -316,21 +313,6 @@ class AgentState:
     def typed(self, key: str, cls: type[T]) -> Typed[T]:
         """One key bound to a class: a dataclass, a pydantic model or a msgspec Struct."""
         return Typed(self, key, cls)
-
-    # --- moving between the tiers ---------------------------------------------------------------------------
-
-    async def hydrate(self) -> Hydrated:
-        """Bring all keys that only SQL holds back into KV. Raises UnavailableError, BackpressureError."""
-        return await self._machines.hydrator.agent(self._agent)
-
-    async def flush(self, timeout: timedelta | float | None = None) -> None:
-        """Wait until all acknowledged writes of this agent, by anyone, are in SQL.
-
-        Raises:
-            NotDurableError: not within `timeout`; nothing is lost.
-            OutcomeUnknownError: the connection to NATS was replaced meanwhile; call it again.
-        """
-        await Barrier(self._core).agent(self._agent, seconds(timeout, "timeout"))
 
     # --- within ---------------------------------------------------------------------------------------------
 
