@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from cenote import limits
-from cenote.agent_life import AgentLife
+from cenote.agent_past import AgentPast
 from cenote.engine import entries
 from cenote.engine.entries import Target
 from cenote.engine.machines import Machines
@@ -29,7 +29,7 @@ T = TypeVar("T")
 Durability = Literal["kv", "sql"]
 
 
-class AgentState(AgentLife):
+class AgentState(AgentPast):
     """The state of one agent. Cheap to make; as many as you like may exist for one agent.
 
     Attributes:

@@ -123,6 +123,19 @@ TASKS_BATCH_COUNT_MAX: Final = 10_000  # tasks of one add_many, and of one state
 TASKS_BATCH_BYTES_MAX: Final = 8 * MIB  # their bytes
 TASKS_UPKEEP_ROWS: Final = 2_000  # tasks that one statement expires, or removes after their retention
 
+# --- checkpoints ---------------------------------------------------------------------------------------------
+CHECKPOINT_PART_BYTES: Final = 512 * KIB  # of bodies and keys in one part, which one record may exceed
+CHECKPOINT_SPILL_BYTES: Final = 4 * MIB  # parts beyond this wait in PostgreSQL, not in memory, for their checkpoint
+CHECKPOINT_READ_BYTES: Final = 4 * MIB  # parts that are read in one question
+CHECKPOINT_DELTAS_MAX: Final = 32  # deltas over one base: then the newest becomes a base itself …
+CHECKPOINT_DELTAS_SHARE: Final = 0.5  # … as it does when they take this part of the base's bytes
+CHECKPOINT_TAIL_MS_MAX: Final = EVICT_AGE_MIN_MS // 2  # between two looks at the end of the stream while a cut is made
+CHECKPOINT_TAIL_MS: Final = 250  # … which are made so often while pages are read
+CHECKPOINT_ROWS_PAGE: Final = 2_000  # versions that one question of a cut asks SQL for
+CHECKPOINT_LABEL_CHARS_MAX: Final = 200  # longest label
+CHECKPOINT_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a checkpoint, encoded
+CHECKPOINT_ORPHAN_S: Final = 86_400  # parts without a checkpoint were left by a process that died: removed after this
+
 # --- embedded servers ---------------------------------------------------------------------------------------
 SERVER_START_S: Final = 120  # a server that recovers from a crash may take this long until it answers
 SERVER_ATTACH_S: Final = 15  # a server that runs but does not answer within this is stopped and started again
@@ -138,6 +151,7 @@ EMBEDDED_PORT_MIN: Final = 20_000  # below the ports that Linux (32,768) and mac
 EMBEDDED_PORT_MAX: Final = 31_999
 
 assert MESSAGE_BYTES_MAX + MESSAGE_METADATA_BYTES_MAX < MESSAGES_BATCH_BYTES_MAX < MESSAGES_WAITING_BYTES_MAX
+assert CHECKPOINT_TAIL_MS < CHECKPOINT_TAIL_MS_MAX < EVICT_AGE_MIN_MS
 assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
 assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
 assert ACK_PROGRESS_MS * 3 <= ACK_WAIT_S * 1000

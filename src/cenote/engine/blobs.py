@@ -7,7 +7,7 @@ A blob belongs to one key and is referred to by one write, so what referred to i
 
 import asyncio
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
@@ -16,7 +16,10 @@ from cenote import limits
 from cenote.engine.entries import Target
 from cenote.errors import ConsistencyError, UnavailableError
 from cenote.model.entry import Stored
+from cenote.model.kept import Kept
 from cenote.sql.state import StateTable
+
+Holder = TypeVar("Holder", Stored, Kept)
 
 
 class _Reference(msgspec.Struct):
@@ -72,7 +75,7 @@ class Blobs:
                 raise UnavailableError("PostgreSQL did not take a large value in time", tier="RELATIONAL_DB") from error
         return Placed(blob_id, digest, codec, msgspec.json.encode(_Reference(blob_id, digest, codec, len(body))))
 
-    async def resolve(self, stored: Stored) -> Stored:
+    async def resolve(self, stored: Holder) -> Holder:
         """The entry with the bytes that its reference means.
 
         Raises:
@@ -88,7 +91,7 @@ class Blobs:
         return msgspec.structs.replace(stored, codec=reference.codec, body=body)
 
 
-def reference_id(stored: Stored) -> UUID:
+def reference_id(stored: Stored | Kept) -> UUID:
     """The blob that a reference names."""
     return _decoder.decode(stored.body).id
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cenote.engine.atomic import Atomic
+from cenote.engine.checkpoint import Checkpoints
 from cenote.engine.conflict_log import ConflictLog
 from cenote.engine.core import Core
 from cenote.engine.counter_flush import CounterFlush
@@ -37,6 +38,7 @@ class Machines:
     flusher: Flusher | None
     counters: Counters
     counter_flush: CounterFlush
+    checkpoints: Checkpoints
 
 
 def build(core: Core) -> Machines:
@@ -54,7 +56,7 @@ def build(core: Core) -> Machines:
     meeting = Meeting(core, writer, conflicts)
     return Machines(
         core, writer, meeting, conflicts, Atomic(core, writer, meeting), Reader(core, hydrator), hydrator, lease, board,
-        flusher, Counters(core), CounterFlush(core),
+        flusher, Counters(core), CounterFlush(core), Checkpoints(core),
     )  # fmt: skip
 
 

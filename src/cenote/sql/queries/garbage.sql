@@ -65,14 +65,15 @@ WITH raised AS MATERIALIZED (
 SELECT (SELECT count(*) FROM gone) AS gone FROM raised
 
 -- name: blobs
--- why: a page of blobs with what SQL says of each: whether its key's row or an open dead letter of its key refers to it,
--- why: what version SQL has of the key, whether it was found unreferenced before, and $1 seconds ago.
--- index: blobs_pkey, state_pkey
+-- why: a page of blobs with what SQL says of each: whether its key's row, an open dead letter of its key or a checkpoint
+-- why: refers to it, what version SQL has of the key, whether it was found unreferenced before, and $1 seconds ago.
+-- index: blobs_pkey, state_pkey, checkpoint_blobs_pkey
 SELECT b.id, r.name, b.agent_id, b.key,
        coalesce(position(convert_to(b.id::text, 'UTF8') IN substring(s.raw FROM 1 FOR 400)) > 0, false)
        OR EXISTS (SELECT FROM {agents}.dead_letters AS l
                    WHERE l.resolved_at IS NULL AND l.agent_id = b.agent_id AND l.key = b.key
-                     AND position(convert_to(b.id::text, 'UTF8') IN substring(l.raw FROM 1 FOR 400)) > 0) AS referred,
+                     AND position(convert_to(b.id::text, 'UTF8') IN substring(l.raw FROM 1 FOR 400)) > 0)
+       OR EXISTS (SELECT FROM {agents}.checkpoint_blobs AS c WHERE c.blob_id = b.id) AS referred,
        s.epoch, s.version, b.unreferenced_at IS NOT NULL AS marked,
        coalesce(b.unreferenced_at < clock_timestamp() - $1::double precision * interval '1 second', false) AS ripe
   FROM {agents}.blobs AS b
@@ -95,13 +96,14 @@ UPDATE {agents}.epochs SET gc_round = gc_round + 1 WHERE epoch = $1 AND incarnat
 -- name: collect_blobs
 -- why: in the transaction of begin_collection: a statement of its own, for what the flush before it committed must be in
 -- why: its snapshot.
--- index: blobs_pkey, state_pkey
+-- index: blobs_pkey, state_pkey, checkpoint_blobs_pkey
 DELETE FROM {agents}.blobs AS b
  WHERE b.id = ANY ($1::uuid[])
    AND b.unreferenced_at < clock_timestamp() - $2::double precision * interval '1 second'
    AND NOT EXISTS (SELECT FROM {agents}.state AS s
                     WHERE s.agent_id = b.agent_id AND s.key = b.key
                       AND position(convert_to(b.id::text, 'UTF8') IN substring(s.raw FROM 1 FOR 400)) > 0)
+   AND NOT EXISTS (SELECT FROM {agents}.checkpoint_blobs AS c WHERE c.blob_id = b.id)
 
 -- name: forget_flushers
 -- why: heartbeats of processes long gone. In each epoch a row stays that no other exceeds in sequence and in time, for a
