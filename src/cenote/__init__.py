@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cenote.errors import RejectedError as RejectedError
     from cenote.errors import ServerStartError as ServerStartError
     from cenote.errors import SetupError as SetupError
+    from cenote.errors import TransactionError as TransactionError
     from cenote.errors import UnavailableError as UnavailableError
     from cenote.errors import UnresolvedError as UnresolvedError
     from cenote.health import Health as Health
@@ -137,6 +138,7 @@ _BESIDE = {
     "NewTask": "repositories.tasks_entity",
     "Task": "repositories.tasks_entity",
     "SwarmCounter": "engine.counters",
+    "TransactionError": "errors",
     "UnresolvedError": "errors",
     "Category": "routing",
     "DataResult": "result",

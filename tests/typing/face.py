@@ -1,5 +1,6 @@
 """Never run: mypy reads it as a user's program, so the types that the face promises are a contract."""
 
+from contextlib import aclosing
 from typing import assert_type
 
 import cenote
@@ -16,3 +17,9 @@ async def a_program() -> None:
         assert_type(await receipt.durable(), cenote.Receipt)
         assert_type((await scout.entry("plan")).version, cenote.Version)
         assert_type(await scout.delete("plan", if_version=receipt), cenote.Receipt)
+        async with aclosing(store.tasks.work("survey")) as jobs:
+            async for job in jobs:
+                assert_type(job.task, cenote.Task)
+        async with aclosing(store.messages.subscribe(to="scout-7")) as messages:
+            async for message in messages:
+                assert_type(message, cenote.Message)

@@ -147,7 +147,7 @@ class Tasks:
 
         async def jobs() -> AsyncIterator[Job]:
             source = self._inner.work(*types, batch=batch, worker=worker, lease=lease)
-            async with aclosing(source) as found:  # type: ignore[type-var]  # it is a generator
+            async with aclosing(source) as found:
                 async for job in found:
                     yield Job(thread, job)
 

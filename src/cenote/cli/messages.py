@@ -130,7 +130,7 @@ async def _tail(common: Common, which: dict[str, str | None], since: str | int |
 
     async with (
         opened(common.load(flush__enabled=False)) as (store, _),
-        aclosing(store.messages.subscribe(since=since, **which)) as messages,  # type: ignore[type-var]  # it is one
+        aclosing(store.messages.subscribe(since=since, **which)) as messages,
     ):
         async for one in messages:
             if common.json:

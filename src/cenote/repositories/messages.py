@@ -5,7 +5,7 @@ the verbs of a `Repository`, `send` is save, `get` find, `read` list and `delete
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import NoneType
 from typing import Final, TypeVar
@@ -184,7 +184,7 @@ class Messages:
         to: Who | None = None,
         sender: Who | None = None,
         since: str | int | None = None,
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncGenerator[Message, None]:
         """Messages as they are sent: in order, at least once, through every failure of NATS and PostgreSQL.
 
         Args:

@@ -10,7 +10,7 @@ the updates.
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, TypeVar
@@ -301,7 +301,7 @@ class Tasks:
 
     def work(
         self, *types: str, batch: int = 1, worker: str | None = None, lease: Seconds | None = None
-    ) -> AsyncIterator[Job]:
+    ) -> AsyncGenerator[Job, None]:
         """Tasks as they come, for a worker:
 
             async for job in store.tasks.work("survey"):

@@ -8,7 +8,7 @@ nor what.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
@@ -131,7 +131,7 @@ class Loop:
         self._closed = False
         self._reached = False
 
-    async def jobs(self) -> AsyncIterator[Job]:
+    async def jobs(self) -> AsyncGenerator[Job, None]:
         """Jobs until the iterator or the store is closed; see `Tasks.work`."""
         with self._listening():
             beat = asyncio.create_task(self._beat(), name="cenote-task-leases")
