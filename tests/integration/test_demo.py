@@ -13,6 +13,9 @@ import pytest
 import cenote
 from cenote.demo import careful
 from cenote.demo.journal import Book, Journal
+from cenote.demo.rooms import Rooms, task_losses, told_losses
+from cenote.demo.survey import Module, Step
+from cenote.demo.telling import space, telling
 from cenote.demo.verify import Sql, losses
 
 
@@ -35,6 +38,11 @@ def test_nothing_is_lost_though_a_worker_and_both_servers_are_killed(tmp_path: P
     assert figures["writes_acked"] > 2 * figures["agents"]
     assert min(figures[name] for name in ("rows", "coalesced", "evicted", "hydrated", "recovered")) > 0
     assert figures["lost"] == 0
+    assert figures["tasks"] == 50
+    assert figures["tasks_again"] >= figures["tasks_orphaned"] > 0
+    assert figures["messages"] == figures["heard"] >= 50
+    assert figures["facts"] > 50
+    assert any("compress" in answer["text"] for answer in figures["answers"])
     assert 2 * figures["agents"] - figures["shares_in_doubt"] <= figures["shares_acked"]
     assert figures["shares_in_doubt"] < figures["agents"] / 5
     assert None not in figures["lag_ms"].values()
@@ -88,3 +96,48 @@ async def test_the_verdict_finds_a_row_that_is_gone(cenote_store: cenote.Store, 
     finally:
         await connection.close()
     assert [loss.key for loss in losses(book, await sql.rows())] == ["step/3"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ("DELETE FROM {messages}.log WHERE recipient = 'conductor'", ["is there 0 times"]),
+        ("UPDATE {knowledge}.facts SET text = 'Nobody knows.'", ["is there with another content"]),
+        ("UPDATE {tasks}.queue SET status = 'failed'", ["is failed"]),
+    ],
+    ids=["message", "fact", "task"],
+)
+async def test_the_verdict_finds_what_is_wrong_with_what_was_told(
+    cenote_store: cenote.Store, tmp_path: Path, damage: str, found: list[str]
+) -> None:
+    steps = [Step("questions/001", {"asks": "why?", "line": 1.0}), Step("report", {"doc": "é\0", "lines": 2})]
+    told = telling("run", Module("cave", Path()), steps)
+    store, book, journal = cenote_store, Book(), Journal(tmp_path / "journal")
+    await store.tasks.add("survey", {"module": "cave"}, dedupe_key="cave")
+    [task] = await store.tasks.claim("survey")
+
+    async def settle(tx: cenote.Transaction) -> None:
+        await store.tasks.complete(task, tx=tx)
+        await store.knowledge.add_many(told.facts, tx=tx)
+        await store.messages.send_many(told.messages, tx=tx)
+
+    intent = journal.tell("cave", told.parts())
+    await store.transact(settle)
+    journal.told(intent)
+    book.read(tmp_path / "journal")
+    url, names = store.config.sql.url, store.config.names
+    assert url is not None
+    rooms = Rooms(url.get_secret_value(), names)
+
+    async def verdict() -> list[str]:
+        tasks, held = await rooms.tasks([task.id]), await rooms.told(space("run"))
+        return [loss.why for loss in task_losses(tasks, ["cave"]) + told_losses(book, held, {"cave"})]
+
+    assert not await verdict()
+    schemas = {name: names.schema(name) for name in ("tasks", "messages", "knowledge")}
+    connection = await asyncpg.connect(url.get_secret_value())
+    try:
+        await connection.execute(damage.format(**schemas))
+    finally:
+        await connection.close()
+    assert await verdict() == found

@@ -9,7 +9,9 @@ import cenote
 from cenote.demo import shared
 from cenote.demo.journal import Book, Journal, Promise, digest
 from cenote.demo.report import Figures
-from cenote.demo.survey import modules, steps
+from cenote.demo.rooms import TaskSeen, heard_losses, task_losses, told_losses
+from cenote.demo.survey import Module, modules, steps
+from cenote.demo.telling import telling
 from cenote.demo.verify import differences, losses, shared_losses
 
 SOURCE = b'''"""A caf\xc3\xa9."""
@@ -70,6 +72,10 @@ def test_a_book_knows_what_was_promised_and_what_is_in_doubt(journal: Path) -> N
     assert book.promises == {place: Promise((1, 20), digest({"done": 2}))}
     assert list(book.doubts.values()) == [(place, digest({"done": 3}))]
     assert book.halfway(journal) == ["json"]
+    assert book.in_hand(journal) == {"json"}
+    Journal(journal.with_name("end")).event("late", "json", 1)
+    book.read(journal.with_name("end"))
+    assert book.in_hand(journal) == {"json"}, "only he who took it can be late"
 
 
 @pytest.mark.parametrize(
@@ -94,10 +100,27 @@ def test_the_verdict(journal: Path, row: tuple[tuple[int, int], dict[str, int]] 
 
 
 @pytest.mark.parametrize(
-    "figure", ["evicted", "hydrated", "coalesced", "shares_acked", "recovered", "nats", "lost", None]
+    "figure",
+    [
+        "evicted",
+        "hydrated",
+        "coalesced",
+        "shares_acked",
+        "recovered",
+        "nats",
+        "lost",
+        "tasks",
+        "tasks_orphaned",
+        "messages",
+        "facts",
+        None,
+    ],
 )
 def test_a_run_in_which_something_did_not_happen_is_no_success(figure: str | None) -> None:
-    figures = Figures(20, 1, True, evicted=1, hydrated=1, coalesced=1, shares_acked=1, recovered=1)
+    figures = Figures(
+        20, 1, True, evicted=1, hydrated=1, coalesced=1, shares_acked=1, recovered=1, tasks=1, tasks_orphaned=1,
+        messages=1, facts=1,
+    )  # fmt: skip
     figures.kills = {"worker": 1, "nats": 1, "postgres": 1}
     if figure == "nats":
         figures.kills["nats"] = 0
@@ -159,3 +182,71 @@ def test_what_workers_share_is_counted_by_kind_and_named_once() -> None:
     assert shared.parts(findings) == Counter(docs=3, report=1)
     assert shared.parts(surveyed) == Counter(["json", "email"])
     assert findings[shared.NEWEST].value == "email"
+
+
+def test_what_is_told_of_a_module_is_always_the_same_and_nothing_twice() -> None:
+    again = b"if 1:\n    def dive():\n        'Down.'\nelse:\n    def dive():\n        'Down.'\n"
+    found = steps(SOURCE + again)
+    told = telling("run", Module("cave", Path()), found)
+    assert told == telling("run", Module("cave", Path()), found)
+    assert [(one["to"], one["sender"]) for one in told.messages] == [("reviewers", "cave")] * 2 + [
+        ("conductor", "cave")
+    ]
+    assert [one["text"] for one in told.facts] == [
+        "cave.Cave: Deep.", "cave.dive: Down.", "cave.dive: Down.", "cave: A café.",
+    ]  # fmt: skip
+    assert len(told.parts()) == len(told.messages) + len(told.facts)
+    assert not told.parts().keys() & telling("another run", Module("cave", Path()), found).parts().keys()
+
+
+MESSAGE, FACT = ("message", "m"), ("fact", "f")
+
+
+@pytest.fixture
+def tellings(tmp_path: Path) -> Book:
+    """One worker was told that a task is done, one that it is too late; a third was killed before it knew."""
+    writer = Journal(tmp_path / "journal")
+    writer.told(writer.tell("json", {MESSAGE: "x", FACT: "y"}))
+    writer.refused(writer.tell("email", {("message", "late"): "x"}))
+    writer.tell("re", {("fact", "killed"): "z"})
+    book = Book()
+    book.read(tmp_path / "journal")
+    return book
+
+
+HELD = {MESSAGE: Counter(["x"]), FACT: Counter(["y"])}
+
+
+@pytest.mark.parametrize(
+    ("held", "done", "wrong"),
+    [
+        (HELD, [], []),
+        (HELD, ["json"], []),
+        (HELD | {("fact", "killed"): Counter(["z"])}, ["json", "re"], []),
+        (HELD, ["json", "re"], ["fact killed: is there 0 times"]),
+        (HELD | {("fact", "killed"): Counter(["z"])}, ["json"], ["fact killed: is there 1 times"]),
+        ({MESSAGE: Counter(["x"])}, [], ["fact f: is there 0 times"]),
+        (HELD | {MESSAGE: Counter(["x", "x"])}, ["json"], ["message m: is there 2 times"]),
+        (HELD | {MESSAGE: Counter(["other"])}, ["json"], ["message m: is there with another content"]),
+        (HELD | {("message", "none"): Counter(["x"])}, ["json"], ["message none: was said by nobody"]),
+    ],
+    ids=["acked", "done", "in doubt, done", "done, not said", "said, not done", "gone", "twice", "other", "foreign"],
+)
+def test_a_task_is_done_with_all_it_says_or_nothing_is(
+    tellings: Book, held: dict[tuple[str, str], Counter[str]], done: list[str], wrong: list[str]
+) -> None:
+    assert (tellings.told, list(tellings.tells_in_doubt.values())) == ({"json"}, ["re"])
+    assert [f"{loss.key}: {loss.why}" for loss in told_losses(tellings, held, done)] == wrong
+
+
+def test_a_task_that_is_not_done_or_not_there_is_found() -> None:
+    tasks = [TaskSeen("json", "done", 2), TaskSeen("re", "running", 1), TaskSeen("email", "done", 1)]
+    assert not task_losses([tasks[0]], ["json"])
+    found = [(loss.agent, loss.why) for loss in task_losses([*tasks, tasks[2]], ["json", "re", "email", "ast"])]
+    assert found == [("re", "is running"), ("ast", "there are 0"), ("email", "there are 2")]
+
+
+@pytest.mark.parametrize(("heard", "wrong"), [("ab", 0), ("aab", 0), ("aba", 0), ("b", 1), ("ba", 1), ("", 2)])
+def test_a_subscriber_hears_all_in_order_and_some_perhaps_again(heard: str, wrong: int) -> None:
+    held = {("message", name): Counter(["x"]) for name in "ab"} | {FACT: Counter(["y"])}
+    assert len(heard_losses(list(heard), held)) == wrong

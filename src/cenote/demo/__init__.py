@@ -1,11 +1,12 @@
 """`cenote demo`: a swarm whose state survives, on real servers and real input, with a verdict at the end.
 
-Worker processes survey the Python standard library, one agent for each module, and all of them count what they find in
-one map and one set. On the way a worker, nats-server and PostgreSQL are killed with SIGKILL. In the end PostgreSQL,
-read without cenote, is compared with the workers' journals.
+The modules of the Python standard library are tasks. Worker processes take them, one agent for each module; they write
+down as state how far they are, count what they find in one map and one set, and end each task in one transaction with
+the messages and the facts that belong to it. On the way a worker, nats-server and PostgreSQL are killed with SIGKILL.
+In the end PostgreSQL, read without cenote, is compared with the workers' journals, and knowledge is asked a question.
 
-`stage` and `conductor` run it; `worker`, `shared`, `careful` and `pool` are what a program of yours would look like;
-`survey` is the work; `journal` and `verify` are the judge, and know nothing of the store.
+`stage` and `conductor` run it; `worker`, `telling`, `shared`, `careful`, `audience` and `pool` are what a program of
+yours would look like; `survey` is the work; `journal`, `verify` and `rooms` are the judge, and ask the store nothing.
 """
 
 

@@ -12,7 +12,7 @@ import cenote
 from cenote.demo.journal import Journal, Parts
 
 T = TypeVar("T")
-_PAUSE_S = 0.1
+PAUSE_S = 0.1
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
@@ -20,8 +20,8 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await ask()
-        except (cenote.UnavailableError, cenote.OutcomeUnknownError):
-            await asyncio.sleep(_PAUSE_S)
+        except (cenote.UnavailableError, cenote.TransactionError, cenote.OutcomeUnknownError):
+            await asyncio.sleep(PAUSE_S)
 
 
 async def look(agent: cenote.AgentState, key: str) -> cenote.Entry | None:
@@ -32,23 +32,20 @@ async def look(agent: cenote.AgentState, key: str) -> cenote.Entry | None:
         return None
 
 
-async def put(journal: Journal, agent: cenote.AgentState, key: str, value: Any, **condition: Any) -> None:
-    """Put a value and return when it is certain that it was written. Raises ConflictError when the condition fails."""
+async def put(journal: Journal, agent: cenote.AgentState, key: str, value: Any) -> None:
+    """Put a value and return when it is certain that it was written."""
     intent = journal.intent(agent.name, key, value)
     while True:
         try:
-            version = (await agent.put(key, value, **condition)).version
+            version = (await agent.put(key, value)).version
             break
         except (cenote.UnavailableError, cenote.BackpressureError):
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(PAUSE_S)
         except cenote.OutcomeUnknownError:
             entry = await look(agent, key)
             if entry is not None and entry.value == value:
                 version = entry.version
                 break
-        except cenote.ConflictError:
-            journal.refused(intent)
-            raise
     journal.acked(intent, version)
 
 
@@ -71,7 +68,7 @@ async def share(
             await agent.update(key, change, default=empty)
             break
         except (cenote.UnavailableError, cenote.BackpressureError, cenote.ConflictError):
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(PAUSE_S)
         except cenote.OutcomeUnknownError:
             if isinstance(parts, dict):
                 return

@@ -1,4 +1,5 @@
-"""The run: start the swarm, kill what it stands on, let its state go cold, warm some of it up, compare with SQL."""
+"""The run: queue the work, start the swarm, kill what it stands on, let its state go cold, warm some of it up, compare
+with SQL, and ask what is known now."""
 
 import asyncio
 import os
@@ -9,17 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cenote
-from cenote.demo import careful, shared
+from cenote.demo import careful, shared, survey
+from cenote.demo.audience import Audience
 from cenote.demo.journal import Book, Journal, Place, digest
 from cenote.demo.pool import NAMESPACE
 from cenote.demo.report import Figures, Show
+from cenote.demo.rooms import Rooms, heard_losses, task_losses, told_losses
 from cenote.demo.swarm import Swarm
+from cenote.demo.telling import MESSAGE, TASK, space
 from cenote.demo.verify import Loss, Sql, differences, losses, shared_losses
 from cenote.naming import Names
 
 _STILL_S_MAX = 60.0  # so long without an acknowledged write means that something hangs
 _COLD_S_MAX = 30.0  # idle entries leave KV within this, or eviction does not work
 _WARMED_AGENTS = 25
+_NEARLY = 0.9  # of the tasks: from then on the queue is asked whether all are done
+_ATTEMPTS_MAX = 100  # an outage may cost each task some: its lease runs out
 _LOOK_S = 0.1  # how often the journals are read …
 _TELL_S = 0.5  # … and the store is asked for its figures
 
@@ -39,56 +45,78 @@ class Conductor:
         self._journals = [folder / "conductor.journal"]
         self._journal = Journal(self._journals[0])
         self._run = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self._wanted = [module.name for module in survey.modules(figures.modules)]
+        self._tasks: list[cenote.Task] = []
+        self._orphans: set[str] = set()
         self._faults_over = False
         self._news = asyncio.Condition()
         self._told = 0.0
-        self._swarm = Swarm(folder, self._run, figures.modules, self._servers()["data_dir"])
+        self._swarm = Swarm(folder, self._run, self._servers()["data_dir"])
         url = store.config.sql.url
         assert url is not None, "an open store knows where its PostgreSQL is"
         self._sql = Sql(url.get_secret_value(), Names(NAMESPACE).schema("agents"))
+        self._rooms = Rooms(url.get_secret_value(), Names(NAMESPACE))
+        self._audience = Audience(store, space(self._run))
 
     async def conduct(self) -> None:
         """Everything, in order; the result is in the figures."""
-        committed_before = await self._sql.committed()
-        await self._survey()
-        await self._cool_down()
-        state = await self._warm_up()
-        await careful.patiently(self._store.flush)
-        stats = await careful.patiently(self._store.stats)
-        rows = await self._sql.rows()
-        book, figures = self._read_journals(), self._figures
+        committed_before, figures = await self._sql.committed(), self._figures
+        async with self._audience.listening():
+            await self._queue()
+            await self._survey()
+            _, figures.answers = await asyncio.gather(self._cool_down(), self._audience.ask())
+            state = await self._warm_up()
+            await careful.patiently(self._store.flush)
+            stats = await careful.patiently(self._store.stats)
+            rows, book = await self._sql.rows(), self._read_journals()
+            self._count(book, stats)
+            figures.rows = len(rows)
+            figures.coalesced = book.acked - (await self._sql.committed() - committed_before)
+            figures.losses = losses(book, rows) + differences(state, rows) + await self._shared_losses(book)
+            self._show.say(f"read {len(rows):,} rows with plain asyncpg and compared them with the workers' journals")
+            figures.losses += await self._queue_losses(book)
+            figures.lost = len(figures.losses)
+
+    def _count(self, book: Book, stats: cenote.Stats) -> None:
+        figures = self._figures
         figures.agents = len({agent for agent, key in book.promises if key == "report"})
         figures.writes_acked, figures.writes_in_doubt = book.acked, len(book.doubts)
-        figures.rows = len(rows)
-        figures.coalesced = book.acked - (await self._sql.committed() - committed_before)
         figures.evicted, figures.lag_ms = stats.evicted, _lag(stats)
         figures.hydrated = stats.hydrated + book.events["left#"]
-        figures.recovered = book.events["resumed"]
+        figures.recovered = len(self._orphans & book.finished)
+        figures.late = book.events["late"]
         figures.shares_acked, figures.shares_in_doubt = book.shares, len(book.shares_in_doubt)
-        figures.losses = losses(book, rows) + differences(state, rows) + await self._shared_losses(book)
-        figures.lost = len(figures.losses)
-        self._show.say(f"read {len(rows):,} rows with plain asyncpg and compared them with the workers' journals")
 
     # --- the swarm ------------------------------------------------------------------------------------------
+
+    async def _queue(self) -> None:
+        """One task for each module. One that an interrupted run has left in this store is done now, in this run."""
+        wanted: list[cenote.NewTask] = [
+            {"task_type": TASK, "payload": {"module": name}, "dedupe_key": name, "attempts_max": _ATTEMPTS_MAX}
+            for name in self._wanted
+        ]
+        self._tasks = await careful.patiently(lambda: self._store.tasks.add_many(wanted))
+        self._show.say(f"{len(wanted)} tasks are in the queue, one for each module of the standard library")
 
     async def _survey(self) -> None:
         faults = None
         try:
             for _ in range(self._figures.workers):
                 await self._swarm.start()
-            self._show.say(f"{self._figures.workers} workers begin to survey {self._figures.modules} modules")
+            self._show.say(f"{self._figures.workers} workers begin to survey")
             faults = asyncio.create_task(self._faults())
             await asyncio.gather(self._watch(), faults)
         finally:
             if faults is not None:
                 faults.cancel()
             await self._swarm.stop()
-        self._show.say(f"the survey is complete: {self._book.acked:,} writes acknowledged")
+        heard = len(set(self._audience.heard))
+        self._show.say(f"the survey is complete: {self._book.acked:,} writes acknowledged, {heard} messages heard")
 
     async def _watch(self) -> None:
-        """Follow the journals until all workers have left."""
+        """Follow the journals until everything is done and all workers have left."""
         acked, moved = -1, time.monotonic()
-        while not (self._swarm.finished() and self._faults_over):
+        while not self._swarm.finished():
             async with self._news:
                 book = self._read_journals()
                 self._news.notify_all()
@@ -97,8 +125,17 @@ class Conductor:
             elif time.monotonic() - moved > _STILL_S_MAX:
                 raise StuckError(f"no write was acknowledged for {_STILL_S_MAX:.0f} s")
             await self._tell()
+            if self._faults_over and await self._nothing_to_do():
+                self._swarm.dismiss()
             await asyncio.sleep(_LOOK_S)
         self._read_journals()
+
+    async def _nothing_to_do(self) -> bool:
+        """Whether all tasks are finished."""
+        if len(self._book.finished) < _NEARLY * len(self._wanted):
+            return False
+        counts = await careful.patiently(lambda: self._store.tasks.counts(TASK))
+        return not any(counts[status] for status in ("pending", "running", "retry"))
 
     async def _tell(self) -> None:
         if time.monotonic() - self._told < _TELL_S:
@@ -110,7 +147,7 @@ class Conductor:
             figures = "NATS is away, the workers wait"
         else:
             figures = f"{stats.dirty_entries:,} not yet in PostgreSQL, {stats.evicted:,} evicted"
-        text = f"{self._book.acked:,} writes acked, {figures}"
+        text = f"{self._book.acked:,} writes acked, {len(self._audience.heard):,} messages heard, {figures}"
         self._show.update(len(self._book.finished), self._figures.modules, text)
 
     def _read_journals(self) -> Book:
@@ -147,9 +184,12 @@ class Conductor:
         await self._swarm.kill(victim)
         self._figures.kills["worker"] += 1
         self._read_journals()
-        orphans = len(self._book.halfway(victim.journal))
-        heir = await self._swarm.start(replaces=victim.name)
-        self._show.say(f"kill -9 {victim.name} with {orphans} agents half-way; {heir.name} resumes them", "yellow")
+        self._orphans = self._book.in_hand(victim.journal)
+        heir = await self._swarm.start()
+        held = (
+            f"kill -9 {victim.name} with {len(self._orphans)} tasks in hand: they come again when its leases are over"
+        )
+        self._show.say(f"{held}; {heir.name} takes its place", "yellow")
 
     async def _kill_server(self, name: Literal["nats", "postgres"]) -> None:
         began = time.monotonic()
@@ -170,6 +210,22 @@ class Conductor:
         names = len(read.get((agent.name, shared.SURVEYED), ()))
         self._show.say(f"one map and one set that all workers wrote hold {found:,} findings and {names} modules")
         return shared_losses(book, await self._sql.shared(agent.name)) + shared_losses(book, read)
+
+    async def _queue_losses(self, book: Book) -> list[Loss]:
+        """The queue, and what was said and is known since: as PostgreSQL holds it, and as it was heard."""
+        tasks = await self._rooms.tasks([task.id for task in self._tasks])
+        held, figures = await self._rooms.told(space(self._run)), self._figures
+        said = {name for kind, name in held if kind == MESSAGE}
+        await self._audience.caught_up(said)
+        figures.tasks = sum(task.status == "done" for task in tasks)
+        figures.tasks_again = sum(task.attempts > 1 for task in tasks)
+        figures.tasks_orphaned = sum(task.attempts > 1 and task.module in self._orphans for task in tasks)
+        figures.messages, figures.facts = len(said), len(held) - len(said)
+        figures.heard = len(said & set(self._audience.heard))
+        self._show.say(f"and {len(tasks)} tasks, {figures.messages} messages and {figures.facts:,} facts as well")
+        done = {task.module for task in tasks if task.status == "done"}
+        found = task_losses(tasks, self._wanted) + told_losses(book, held, done)
+        return found + heard_losses(self._audience.heard, held)
 
     def _servers(self) -> dict[str, Any]:
         assert self._store.servers is not None, "the demo runs its own servers"

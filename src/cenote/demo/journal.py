@@ -53,6 +53,16 @@ class Journal:
         """The store has acknowledged it."""
         self._append("shared", intent)
 
+    def tell(self, module: str, parts: dict[Place, str]) -> int:
+        """A task may be done, and all this be said with it, from now on; the number to refer to it."""
+        self._intents += 1
+        self._append("tell", self._intents, module, [[*place, fingerprint] for place, fingerprint in parts.items()])
+        return self._intents
+
+    def told(self, intent: int) -> None:
+        """The store has acknowledged it: all of it, and that the task is done."""
+        self._append("told", intent)
+
     def event(self, name: str, agent: str, number: int) -> None:
         """Something to be counted."""
         self._append("event", name, agent, number)
@@ -80,6 +90,9 @@ class Book:
         doubts: writes of which the journals know no end: each may have happened or not.
         shared: what was added to each value that several processes change, by the name of the part.
         shares_in_doubt: additions of which the journals know no end.
+        to_tell: what is said with the end of each module's task: fingerprints by kind and id.
+        told: modules of which that was acknowledged.
+        tells_in_doubt: modules of which the journals know no end.
         finished: agents whose survey is complete.
         events: how often each event happened, and the sum of their numbers under `name + "#"`.
     """
@@ -90,6 +103,9 @@ class Book:
     shared: dict[Place, Counter[str]] = field(default_factory=dict)
     shares: int = 0
     shares_in_doubt: dict[tuple[Path, int], tuple[Place, Parts]] = field(default_factory=dict)
+    to_tell: dict[str, dict[Place, str]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    tells_in_doubt: dict[tuple[Path, int], str] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
     finished: set[str] = field(default_factory=set)
     _begun: dict[Path, set[str]] = field(default_factory=dict)
@@ -105,9 +121,13 @@ class Book:
         for line in text[:whole].splitlines():
             self._take(path, *json.loads(line))
 
+    def in_hand(self, path: Path) -> set[str]:
+        """The agents whose tasks the writer of this journal has taken, and not finished."""
+        return set(self._begun.get(path, ()))
+
     def halfway(self, path: Path) -> list[str]:
-        """The agents that the writer of this journal has begun, brought some way, and not finished."""
-        return [agent for agent in self._begun.get(path, ()) if (agent, "progress") in self.promises]
+        """Those of them that somebody has brought some way."""
+        return [agent for agent in self.in_hand(path) if (agent, "progress") in self.promises]
 
     def _take(self, path: Path, kind: str, *rest: Any) -> None:
         if kind == "intent":
@@ -120,7 +140,8 @@ class Book:
             self.promises[place] = max(promise, self.promises.get(place, promise))
             self.acked += 1
         elif kind == "refused":
-            del self.doubts[path, rest[0]]
+            for doubts in (self.doubts, self.tells_in_doubt):
+                doubts.pop((path, rest[0]), None)
         elif kind == "share":
             number, agent, key, parts = rest
             self.shares_in_doubt[path, number] = ((agent, key), parts)
@@ -130,6 +151,12 @@ class Book:
             self.shared[place] = known | more if isinstance(parts, list) else known + more
             self.shares += 1
             self.acked += 1
+        elif kind == "tell":
+            number, module, parts = rest
+            self.to_tell[module] = {(what, name): fingerprint for what, name, fingerprint in parts}
+            self.tells_in_doubt[path, number] = module
+        elif kind == "told":
+            self.told.add(self.tells_in_doubt.pop((path, rest[0])))
         else:
             self._event(path, *rest)
 
@@ -139,6 +166,7 @@ class Book:
         begun = self._begun.setdefault(path, set())
         if name in ("begun", "resumed"):
             begun.add(agent)
-        elif name == "finished":
+        elif name in ("finished", "late"):
             begun.discard(agent)
+        if name == "finished":
             self.finished.add(agent)

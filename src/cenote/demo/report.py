@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cenote.demo.audience import QUERY, QUESTION, Answer
 from cenote.demo.verify import Loss
 
 _PLAIN_EVERY_S = 2.0
@@ -25,6 +27,15 @@ class Figures:
     modules: int
     workers: int
     faults: bool
+    embedder: str | None = None
+    tasks: int = 0
+    tasks_again: int = 0
+    tasks_orphaned: int = 0
+    late: int = 0
+    messages: int = 0
+    heard: int = 0
+    facts: int = 0
+    answers: list[Answer] = field(default_factory=list)
     agents: int = 0
     writes_acked: int = 0
     writes_in_doubt: int = 0
@@ -48,8 +59,9 @@ class Figures:
     def judge(self) -> bool:
         """Nothing was lost, and everything that the demo wants to show did happen."""
         wanted = {"evicted": self.evicted, "hydrated": self.hydrated, "coalesced": self.coalesced}
-        wanted["shared"] = self.shares_acked
+        wanted |= {"shared": self.shares_acked, "tasks": self.tasks, "messages": self.messages, "facts": self.facts}
         if self.faults:
+            wanted |= {"tasks taken from a dead worker": self.tasks_orphaned}
             wanted |= {"recovered": self.recovered} | {f"kill of {name}": count for name, count in self.kills.items()}
         self.missing = [name for name, count in wanted.items() if count <= 0]
         return not self.lost and not self.missing
@@ -123,6 +135,7 @@ def finish(console: Console, figures: Figures, *, as_json: bool) -> None:
         console.print(f"[red]lost[/] {loss.agent} {loss.key}: {loss.why}")
     if figures.missing:
         console.print(f"[red]did not happen, though it should have:[/] {', '.join(figures.missing)}")
+    console.print(_answers(figures))
     console.print(_next(figures), soft_wrap=True, highlight=False)
 
 
@@ -130,8 +143,9 @@ def _story(figures: Figures) -> str:
     killed = "Kill -9 hit a worker, NATS and PostgreSQL on the way" if figures.faults else "Nobody was killed"
     end = "no acknowledged write was lost" if not figures.lost else f"{figures.lost} acknowledged writes were LOST"
     return (
-        f"{figures.agents} agents in {figures.workers} worker processes read the Python standard library and wrote "
-        f"down what they found: {figures.writes_acked:,} acknowledged writes. {killed}; [bold]{end}[/]."
+        f"{figures.agents} agents in {figures.workers} worker processes read the Python standard library, a task for "
+        f"each module, and wrote down what they found: {figures.writes_acked:,} acknowledged writes, "
+        f"{figures.messages} messages, {figures.facts:,} facts. {killed}; [bold]{end}[/]."
     )
 
 
@@ -150,6 +164,13 @@ def _table(figures: Figures) -> Table:
 def _lines(figures: Figures) -> Iterator[tuple[str, str, str]]:
     yield "agents", f"{figures.agents:,}", "one per module, each with its own state"
     yield "writes acked", f"{figures.writes_acked:,}", "survive kill -9 once put() has returned"
+    yield "tasks done", f"{figures.tasks:,}", "each once, with its messages and facts"
+    if figures.tasks_again:
+        yield "begun again", f"{figures.tasks_again:,}", _again(figures)
+    if figures.late:
+        yield "too late", f"{figures.late:,}", "found their task in other hands"
+    yield "messages", f"{figures.messages:,}", f"each there once; {figures.heard:,} heard, in order"
+    yield "facts", f"{figures.facts:,}", "each there once"
     yield "shared", f"{figures.shares_acked:,}", "into one map and one set, by all workers"
     yield "rows", f"{figures.rows:,}", "keys in PostgreSQL, by plain asyncpg"
     yield "coalesced", f"{figures.coalesced:,}", "overtaken before PostgreSQL saw them"
@@ -169,6 +190,25 @@ def _lines(figures: Figures) -> Iterator[tuple[str, str, str]]:
 
 def _ms(lag: dict[str, float | None]) -> str:
     return " / ".join("–" if value is None else f"{value:,.0f}" for value in lag.values()) + " ms"
+
+
+def _again(figures: Figures) -> str:
+    lapsed = figures.tasks_again - figures.tasks_orphaned
+    return f"killed worker {figures.tasks_orphaned} · lapsed leases {lapsed}"
+
+
+def _answers(figures: Figures) -> Table:
+    """What knowledge says, and how it was asked."""
+    how = "by words and meaning" if figures.embedder else "by words alone, for there is no embedder (cenote[embed])"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title_justify="left", title_style="")
+    table.title = f"\n[bold]{QUESTION}[/]\n[dim]store.knowledge.search({QUERY!r}), {escape(how)}[/]"
+    table.add_column(justify="right", style="cyan", no_wrap=True, min_width=5)
+    table.add_column(overflow="ellipsis", no_wrap=True)
+    for answer in figures.answers:
+        table.add_row(f"{answer.score:.3f}", escape(answer.text))
+    if not figures.answers:
+        table.add_row("–", "nobody has found that out")
+    return table
 
 
 def _next(figures: Figures) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cenote.demo import survey
+from cenote.demo.audience import embedder
 from cenote.demo.conductor import Conductor, StuckError
 from cenote.demo.pool import open_store
 from cenote.demo.report import Figures, Show, finish
@@ -34,7 +35,7 @@ def play(*, modules: int | None, workers: int, faults: bool, as_json: bool, data
     if modules < _MODULES_MIN or not 1 <= workers <= 64:
         errors.print(f"cenote demo: --modules must be at least {_MODULES_MIN}, --workers 1 to 64", markup=False)
         return USAGE
-    figures = Figures(len(survey.modules(modules)), workers, faults, data_dir=data_dir)
+    figures = Figures(len(survey.modules(modules)), workers, faults, embedder=embedder(), data_dir=data_dir)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cenote-demo-") as name:
         folder = Path(name)
@@ -64,7 +65,8 @@ async def _conduct(figures: Figures, show: Show, folder: Path) -> None:
     with show.running():
         show.say("NATS and PostgreSQL start …")
         try:
-            store = await open_store(figures.data_dir or TEMPORARY, health__window_s=_WHOLE_RUN_S)
+            folder_of_data = figures.data_dir or TEMPORARY
+            store = await open_store(folder_of_data, embedder=figures.embedder, health__window_s=_WHOLE_RUN_S)
         except (CenoteError, OSError) as error:
             raise NotStartedError(str(error)) from error
         async with store:
@@ -93,5 +95,6 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def _last_words(folder: Path) -> str:
-    """The end of the log, which is about to be removed."""
-    return (folder / _LOG).read_text(errors="replace")[-1500:]
+    """The ends of the logs, ours and the workers', which are about to be removed."""
+    texts = {path.name: path.read_text(errors="replace") for path in sorted(folder.glob("*.log"))}
+    return "\n".join(f"--- {name}\n{text[-1500:]}" for name, text in texts.items() if text)

@@ -39,8 +39,9 @@ class Step(NamedTuple):
         return self.key.partition("/")[0]
 
 
-def modules(count: int) -> list[Module]:
-    """The first `count` modules of this Python's standard library, top-level ones first; fewer if it has fewer."""
+def modules(count: int | None = None) -> list[Module]:
+    """The first `count` modules of this Python's standard library, top-level ones first; fewer if it has fewer; None:
+    all of them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found: list[Module] = []
     for folder, folders, files in os.walk(root):

@@ -25,24 +25,24 @@ class Member:
     journal: Path
     log: Path
     killed: bool = False
+    dismissed: bool = False
 
 
 class Swarm:
     """All workers of a run, their journals and logs in one folder."""
 
-    def __init__(self, folder: Path, run: str, modules: int, data_dir: str) -> None:
+    def __init__(self, folder: Path, run: str, data_dir: str) -> None:
         self._folder = folder
         self._run = run
-        self._modules = modules
         self._data_dir = data_dir
         self.members: list[Member] = []
 
-    async def start(self, replaces: str | None = None) -> Member:
+    async def start(self) -> Member:
         """One more worker."""
         name = f"worker-{len(self.members) + 1}"
         journal, log = self._folder / f"{name}.journal", self._folder / f"{name}.log"
         journal.touch()
-        orders = Orders(name, replaces, self._run, self._modules, str(journal), self._data_dir)
+        orders = Orders(name, self._run, str(journal), self._data_dir)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "cenote.demo.worker", msgspec.json.encode(orders).decode(),
@@ -65,10 +65,18 @@ class Swarm:
         member.process.send_signal(signal.SIGKILL)
         await member.process.wait()
 
+    def dismiss(self) -> None:
+        """Tell all workers that there is nothing left to do."""
+        for member in self.members:
+            if member.process.returncode is None and not member.dismissed:
+                member.process.terminate()
+                member.dismissed = True
+
     def finished(self) -> bool:
         """Whether all workers have left. Raises WorkerFailedError for one that we did not kill and that failed."""
         for member in self.members:
-            if member.process.returncode and not member.killed:
+            early = member.dismissed and member.process.returncode == -signal.SIGTERM  # before it could listen
+            if member.process.returncode and not member.killed and not early:
                 said = member.log.read_text(errors="replace")[-1500:]
                 raise WorkerFailedError(f"{member.name} ended with {member.process.returncode}:\n{said}")
         return all(member.process.returncode is not None for member in self.members)

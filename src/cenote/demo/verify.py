@@ -50,7 +50,7 @@ class Sql:
     async def shared(self, agent: str) -> dict[Place, Counter[str]]:
         """What the values of an agent that several processes changed have come to."""
         records = await self._records(" AND r.name = $1", agent)
-        return {(agent, record["key"]): _parts(_value(record)) for record in records if not record["deleted"]}
+        return {(agent, record["key"]): _parts(value_of(record)) for record in records if not record["deleted"]}
 
     async def _records(self, condition: str, *arguments: str) -> list["asyncpg.Record"]:
         connection = await asyncpg.connect(self._dsn)
@@ -61,10 +61,11 @@ class Sql:
 
 
 def _digest(record: "asyncpg.Record") -> str:
-    return "deleted" if record["deleted"] else digest(_value(record))
+    return "deleted" if record["deleted"] else digest(value_of(record))
 
 
-def _value(record: "asyncpg.Record") -> Any:
+def value_of(record: "asyncpg.Record") -> Any:
+    """A value that is kept in the columns `value` and `raw`."""
     exact = record["raw"]  # only where jsonb would refuse or change the value; large ones are compressed
     if exact is not None:
         exact = exact if exact[:1] in b'{["' else zlib.decompress(exact)

@@ -1,16 +1,16 @@
-"""A worker process of the swarm: hosts several agents at a time, one for each module, until no module is left.
+"""A worker process of the swarm: hosts several agents at a time, one for each module that it is given to survey.
 
-Nobody hands out the work. A worker claims a module by a compare-and-set on the agent's own state, writes down each
-finding, and after each how far it has come. A worker that replaces a killed one takes over its claims and goes on after
-the last acknowledged step.
+The modules are tasks. A worker takes one for a short lease, writes down each finding as state of the module's agent,
+and after each how far it has come; whoever gets the task of a killed worker goes on after the last acknowledged step.
+The end is one transaction: messages, facts, and that the task is done, or nothing of it.
 """
 
 import asyncio
+import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -18,6 +18,7 @@ import cenote
 from cenote.demo import careful, shared, survey
 from cenote.demo.journal import Journal
 from cenote.demo.pool import open_store
+from cenote.demo.telling import LEASE_S, TASK, telling
 
 AGENTS_AT_A_TIME = 4
 
@@ -26,9 +27,7 @@ class Orders(msgspec.Struct, frozen=True):
     """What the conductor tells a worker when it starts."""
 
     name: str
-    replaces: str | None
     run: str
-    modules: int
     journal: str
     data_dir: str
 
@@ -40,52 +39,56 @@ class Worker:
         self._orders = orders
         self._store = store
         self._journal = Journal(Path(orders.journal))
-        self._me = f"{orders.run}/{orders.name}"
-        self._predecessor = f"{orders.run}/{orders.replaces}"
+        self._mine = {"run": orders.run, "by": orders.name}
+        self._modules = {module.name: module for module in survey.modules()}
 
-    async def work(self) -> None:
-        """Go through all modules once, some at a time."""
-        everything = iter(survey.modules(self._orders.modules))
+    async def work(self, leave: asyncio.Event) -> None:
+        """Take tasks and do them, some at a time, until it is told to leave."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(AGENTS_AT_A_TIME):
-                group.create_task(self._host(everything))
+            hosts = [group.create_task(self._host()) for _ in range(AGENTS_AT_A_TIME)]
+            await leave.wait()
+            for host in hosts:
+                host.cancel()
         stats = await careful.patiently(self._store.stats)
         self._journal.event("left", self._orders.name, stats.hydrated)
 
-    async def _host(self, modules: Iterator[survey.Module]) -> None:
-        for module in modules:
-            agent = self._store.agent(module.name)
-            if await self._claim(agent):
-                await self._survey(agent, module)
+    async def _host(self) -> None:
+        while True:
+            try:
+                async with aclosing(self._store.tasks.work(TASK, worker=self._orders.name, lease=LEASE_S)) as jobs:
+                    async for job in jobs:
+                        async with job:
+                            await self._survey(job)
+            except cenote.UnavailableError:  # PostgreSQL was away when it asked for the first time
+                await asyncio.sleep(careful.PAUSE_S)
 
-    async def _claim(self, agent: cenote.AgentState) -> bool:
-        """Make the module ours, if it is nobody's, or was left unfinished by the worker that we replace."""
-        entry = await careful.look(agent, "claim")
-        holder = entry.value if entry and entry.value.startswith(self._orders.run) else None
-        if holder is not None and holder != self._predecessor:
-            return False
-        if holder is not None and await self._finished(agent):
-            self._journal.event("finished", agent.name, 0)  # it may have been killed just before it could say so
-            return False
-        try:
-            await careful.put(self._journal, agent, "claim", self._me, if_version=entry or 0)
-        except cenote.ConflictError:
-            return False  # another worker was faster
-        return True
-
-    async def _survey(self, agent: cenote.AgentState, module: survey.Module) -> None:
-        """Write down every step that is not done yet, and after each how far we are."""
+    async def _survey(self, job: cenote.Job) -> None:
+        """Do a task. A ConflictError says that another worker has it by now, and ends it here."""
+        module = self._modules[job.payload["module"]]
         steps = survey.steps(module.path.read_bytes())
-        before = await self._progress(agent)
-        done = 0 if before is None else before["done"]
-        self._journal.event("begun" if before is None else "resumed", agent.name, done)
+        try:
+            await self._write_down(job, module, steps)
+            await self._settle(job, module, steps)
+        except cenote.ConflictError:
+            self._journal.event("late", module.name, job.task.attempts)
+            raise
+        self._journal.event("finished", module.name, len(steps))
+
+    async def _write_down(self, job: cenote.Job, module: survey.Module, steps: list[survey.Step]) -> None:
+        """Write down every step that is not done yet, and after each how far we are."""
+        agent = self._store.agent(module.name)
+        before = await careful.look(agent, "progress")
+        resumed = before is not None and before.value["run"] == self._orders.run
+        done = before.value["done"] if before is not None and resumed else 0
+        self._journal.event("resumed" if resumed else "begun", module.name, done)
         for number, step in enumerate(steps[done:], done + 1):
+            if job.lost:
+                raise cenote.ConflictError(f"task {job.task.id}: its lease was over")
             await careful.put(self._journal, agent, step.key, step.value)
             if number == len(steps):
                 await self._tell_all(module, steps)
-            progress = {"run": self._orders.run, "done": number, "of": len(steps), "last": step.key}
-            await careful.put(self._journal, agent, "progress", progress)
-        self._journal.event("finished", agent.name, len(steps))
+            progress = {"done": number, "of": len(steps), "last": step.key}
+            await careful.put(self._journal, agent, "progress", self._mine | progress)
 
     async def _tell_all(self, module: survey.Module, steps: list[survey.Step]) -> None:
         """Add to what all workers write together. Before the last progress: a module that counts as finished is in."""
@@ -95,19 +98,29 @@ class Worker:
         await careful.share(self._journal, everybody, shared.FINDINGS, count, cenote.ORMap(), found)
         await careful.share(self._journal, everybody, shared.SURVEYED, add, cenote.ORSet(), [name])
 
-    async def _finished(self, agent: cenote.AgentState) -> bool:
-        progress = await self._progress(agent)
-        return progress is not None and progress["done"] == progress["of"]
+    async def _settle(self, job: cenote.Job, module: survey.Module, steps: list[survey.Step]) -> None:
+        """Say what was found, and that the task is done: all of it, or nothing, and only while the task is ours."""
+        found = telling(self._orders.run, module, steps)
 
-    async def _progress(self, agent: cenote.AgentState) -> dict[str, Any] | None:
-        """How far this run has come with a module; None when it has not begun."""
-        entry = await careful.look(agent, "progress")
-        return entry.value if entry is not None and entry.value["run"] == self._orders.run else None
+        async def settle(tx: cenote.Transaction) -> None:
+            await job.complete({"findings": len(steps)}, tx=tx)
+            await self._store.knowledge.add_many(found.facts, tx=tx)
+            await self._store.messages.send_many(found.messages, tx=tx)
+
+        intent = self._journal.tell(module.name, found.parts())
+        try:
+            await careful.patiently(lambda: self._store.transact(settle))
+        except cenote.ConflictError:
+            self._journal.refused(intent)
+            raise
+        self._journal.told(intent)
 
 
 async def _main(orders: Orders) -> None:
+    leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     async with open_store(orders.data_dir, flush__enabled=False) as store:
-        await Worker(orders, store).work()
+        await Worker(orders, store).work(leave)
 
 
 if __name__ == "__main__":
