@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cenote.engine.hydrator import Hydrated as Hydrated
     from cenote.engine.monitor import Stats as Stats
     from cenote.engine.receipt import Receipt as Receipt
+    from cenote.engine.tiered import CacheCounts as CacheCounts
     from cenote.errors import AlreadyExistsError as AlreadyExistsError
     from cenote.errors import BackpressureError as BackpressureError
     from cenote.errors import CenoteError as CenoteError
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from cenote.repositories.knowledge_entity import NewFact as NewFact
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
+    from cenote.repositories.sessions import Session as Session
     from cenote.repositories.tasks_entity import NewTask as NewTask
     from cenote.repositories.tasks_entity import Task as Task
     from cenote.repositories.tasks_work import Job as Job
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
     from cenote.routing import Route as Route
     from cenote.sql.transaction import Isolation as Isolation
     from cenote.sql.transaction import Transaction as Transaction
+    from cenote.storage import DataStorage as DataStorage
+    from cenote.storage import Match as Match
     from cenote.store import Opening
     from cenote.store import Store as Store
 
@@ -144,6 +148,10 @@ _BESIDE = {
     "DataResult": "result",
     "Isolation": "sql.transaction",
     "Route": "routing",
+    "DataStorage": "storage",
+    "Match": "storage",
+    "Session": "repositories.sessions",
+    "CacheCounts": "engine.tiered",
     "Transaction": "sql.transaction",
     "attempt": "result",
     "HybridClock": "model.clock",

@@ -35,6 +35,7 @@ from cenote.sections import (
     MemoryConfig,
     MessagesConfig,
     RetryConfig,
+    RoutesConfig,
     SessionConfig,
     SqlConfig,
     StateConfig,
@@ -44,8 +45,8 @@ from cenote.sections import (
 
 __all__ = [
     "AdminConfig", "CacheConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig", "HealthConfig",
-    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "SessionConfig",
-    "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
+    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "RoutesConfig",
+    "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
 ]  # fmt: skip
 
 TEMPORARY: Final = ":temporary:"
@@ -84,6 +85,7 @@ class Config(BaseSettings):
     tasks: TasksConfig = Field(default_factory=TasksConfig)
     messages: MessagesConfig = Field(default_factory=MessagesConfig)
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
+    routes: RoutesConfig = Field(default_factory=RoutesConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     flush: FlushConfig = Field(default_factory=FlushConfig)
     conflicts: ConflictsConfig = Field(default_factory=ConflictsConfig)

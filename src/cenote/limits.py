@@ -176,3 +176,4 @@ FACTS_EMBED_S: Final = 30  # time for that, after which another process may take
 FACTS_IDLE_S: Final = 5  # an idle process with an embedder looks this often for facts of others
 FACTS_VECTORS_BYTES_MAX: Final = 256 * MIB  # embeddings that one process keeps in memory
 FACT_WORDS_CHARS_MAX: Final = 4_000  # longest text to search for
+ANSWERS_SHARE: Final = 4  # answers may take a quarter of the memory that the state's L1 may

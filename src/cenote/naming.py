@@ -14,6 +14,7 @@ DEFAULT: Final = "default"
 AGENT_STATE: Final = "AGENT_STATE"
 SESSION_DATA: Final = "SESSION_DATA"
 QUERY_CACHE: Final = "QUERY_CACHE"
+ANSWERS: Final = "ANSWERS"
 COUNTERS: Final = "COUNTERS"
 
 _LEGAL: Final = re.compile(rf"[A-Za-z0-9_]{{1,{limits.NAMESPACE_CHARS_MAX}}}")

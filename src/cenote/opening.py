@@ -17,6 +17,7 @@ from cenote.kv.link import Link
 from cenote.naming import AGENT_STATE, DEFAULT, Names
 from cenote.repositories import chores
 from cenote.retry import Backoff
+from cenote.routing import routes
 from cenote.sections import KvConfig, Url
 from cenote.sql.migrate import migrate
 from cenote.sql.pool import Database
@@ -33,6 +34,7 @@ async def open_machines(config: Config) -> tuple[Machines, Servers | None]:
         SetupError: bad configuration, a schema behind, a bucket that would lose data, a foreign database.
         UnavailableError: a server given by URL cannot be reached, or an embedded one dies again and again.
     """
+    routes(config.routes.override)  # before anything is started: what is wrong in it is said at once
     if config.kv.url is not None and config.sql.url is not None:
         return await _connected(config, None), None
     async with AsyncExitStack() as undo:

@@ -1,6 +1,6 @@
 """Which kind of data lives where: one table, categories and their routes (specification 1.1 and 1.2).
 
-A category of your own is one call of `register`. The table says where data goes; no door of the store reads it yet.
+A category of your own is one call of `register`; `store.data(category)` goes the way that the table says.
 """
 
 from collections.abc import Mapping
@@ -123,6 +123,10 @@ def _check(category: str, route: Route) -> Route:
         raise SetupError(f'{where}: its tiers allow only durability "{"kv" if route.tiers == KV else "sql"}"')
     if route.ttl_s is not None and not (isinstance(route.ttl_s, int | float) and route.ttl_s > 0):
         raise SetupError(f"{where}: ttl_s is a number above 0, not {route.ttl_s!r}")
+    if route.ttl_s is not None and route.tiers in (SQL, VECTOR):
+        raise SetupError(
+            f"{where}: a table keeps things for as long as the settings of its kind say; it takes no ttl_s"
+        )
     if route.resolver is not None and route.tiers != FLOW:
         raise SetupError(f"{where}: only the flow has a resolver, for only there can two writes meet")
     return route

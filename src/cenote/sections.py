@@ -164,6 +164,14 @@ class KnowledgeConfig(_Section):
     )
 
 
+class RoutesConfig(_Section):
+    """Which kind of data lives where (`store.data`)."""
+
+    override: dict[str, dict[str, Any]] = Field(
+        default={}, description='fields of a category\'s route: `{"AGENT_STATE": {"durability": "sql"}}`'
+    )
+
+
 class MemoryConfig(_Section):
     """L1, the memory of this process."""
 

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from cenote import health as healths
+from cenote import storage
 from cenote.agent import AgentState
 from cenote.config import Config
 from cenote.embedded.servers import Servers
@@ -28,12 +29,16 @@ from cenote.model.entry import Entry, Version
 from cenote.model.key import RESERVED_AGENTS, agent_ref
 from cenote.opening import open_machines
 from cenote.repositories.agents import Agents
+from cenote.repositories.cached import Answers
 from cenote.repositories.knowledge import Knowledge
 from cenote.repositories.messages import Messages
+from cenote.repositories.sessions import Sessions
 from cenote.repositories.tasks import Tasks
+from cenote.routing import FLOW, KV, VECTOR, Category, Route, routes
 from cenote.sql.operations import transact_once
 from cenote.sql.pool import Database
 from cenote.sql.transaction import Isolation, Transaction
+from cenote.storage import DataStorage
 
 T = TypeVar("T")
 
@@ -74,9 +79,50 @@ class Store:
         return Messages(self._machines)
 
     @cached_property
+    def sessions(self) -> Sessions:
+        """What somebody does now, until he has been idle for too long."""
+        return Sessions(self._machines)
+
+    @cached_property
+    def cache(self) -> Answers:
+        """Answers that are dear to make, kept for a while for everybody."""
+        return Answers(self._machines)
+
+    @cached_property
     def knowledge(self) -> Knowledge:
         """Facts, found by what they mean, by their words and by what is said about them."""
         return Knowledge(self._machines)
+
+    def data(self, category: Category | str, *, agent: str | UUID | None = None) -> DataStorage:
+        """The four verbs that all kinds of data have in common, for one kind, along its route; asks no server.
+
+        Args:
+            category: a `Category`, or the name of one that was registered.
+            agent: whose state, where the route is the flow; None: that of an agent of the category's name.
+
+        Raises:
+            RejectedError: there is no such category, or its route knows no agents.
+        """
+        name = category.name if isinstance(category, Category) else category
+        route = self._routes.get(name)
+        if route is None:
+            raise RejectedError(f"category: there is no {name!r}", hint=f"there are {', '.join(self._routes)}")
+        if route.tiers == FLOW:
+            return storage.StateData(self.agent(name if agent is None else agent), self.agents, route)
+        if agent is not None:
+            raise RejectedError(f"agent: {name} does not belong to agents")
+        if route.tiers == KV:
+            own = name == Category.SESSION_DATA.name
+            return storage.SessionData(self.sessions if own else Sessions(self._machines, within=name), route)
+        if name == Category.TASK_INFO.name:
+            return storage.TaskData(self.tasks, name)
+        if name == Category.MESSAGE_LOG.name:
+            return storage.MessageData(self.messages, name)
+        return storage.KnowledgeData(self.knowledge, name, "hybrid" if route.tiers == VECTOR else "text")
+
+    @cached_property
+    def _routes(self) -> dict[str, Route]:
+        return routes(self.config.routes.override)
 
     async def transact(
         self,

@@ -13,7 +13,6 @@ import pytest
 from sources import ROOT
 
 NO_TEETH = {
-    13: "checkpoints are to come",
     15: "there is no second road into SQL that could be opened",
 }
 RULES = range(1, 26)

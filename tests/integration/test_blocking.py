@@ -12,15 +12,18 @@ import pytest
 
 import cenote
 from cenote import agent as agents
-from cenote import blocking, typed
+from cenote import blocking, storage, typed
 from cenote import store as stores
 from cenote.blocking import agents as blocking_registry
+from cenote.blocking import answers as blocking_answers
 from cenote.blocking import knowledge as blocking_knowledge
 from cenote.blocking import messages as blocking_messages
+from cenote.blocking import sessions as blocking_sessions
+from cenote.blocking import storage as blocking_storage
 from cenote.blocking import tasks as blocking_tasks
 from cenote.blocking import transactions as blocking_transactions
 from cenote.repositories import agents as registry
-from cenote.repositories import knowledge, messages, tasks, tasks_work
+from cenote.repositories import cached, knowledge, messages, sessions, tasks, tasks_work
 from cenote.testing import TestServers
 
 PAIRS = [
@@ -34,6 +37,9 @@ PAIRS = [
     (tasks_work.Job, blocking_tasks.Job),
     (cenote.Transaction, blocking_transactions.Transaction),
     (registry.Agents, blocking_registry.Agents),
+    (sessions.Sessions, blocking_sessions.Sessions),
+    (cached.Answers, blocking_answers.Answers),
+    (storage.DataStorage, blocking_storage.DataStorage),
 ]
 
 

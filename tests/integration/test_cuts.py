@@ -95,11 +95,11 @@ def the_gc_floor(patch: pytest.MonkeyPatch) -> None:
 def listings(wrapped: Any) -> Any:
     """Every listing of a stream goes through `wrapped(listing)`."""
     plain = StateStream.live
-    StateStream.live = lambda *args: wrapped(plain(*args))  # type: ignore[method-assign, assignment]
+    StateStream.live = lambda *args: wrapped(plain(*args))  # type: ignore[method-assign, assignment]  # what the test takes the place of
     try:
         yield
     finally:
-        StateStream.live = plain  # type: ignore[method-assign]
+        StateStream.live = plain  # type: ignore[method-assign]  # put back
 
 
 @toothed(the_end_of_batch)
@@ -161,7 +161,7 @@ async def test_what_is_written_between_two_questions_to_sql_is_in_the_cut(cenote
 async def test_a_process_that_was_stopped_cuts_again(cenote_store: Store) -> None:
     agent = await _evicted(cenote_store)
     stopped_s = [0.0]
-    cut.time = SimpleNamespace(monotonic=lambda: time.monotonic() + stopped_s[0])  # type: ignore[assignment]
+    cut.time = SimpleNamespace(monotonic=lambda: time.monotonic() + stopped_s[0])  # type: ignore[assignment]  # a clock that stands still
 
     async def moved() -> None:
         await move(agent, 30)

@@ -52,6 +52,7 @@ def test_settings_win_field_by_field() -> None:
         ({"SESSION_DATA": {"tiers": ["RELATIONAL_DB", "DISTRIBUTED_KV"]}}, "SESSION_DATA: no road"),
         ({"SESSION_DATA": {"durability": "sql"}}, 'SESSION_DATA: its tiers allow only durability "kv"'),
         ({"SESSION_DATA": {"resolver": "lww"}}, "SESSION_DATA: only the flow"),
+        ({"TASK_INFO": {"ttl_s": 5}}, "TASK_INFO: a table keeps"),
         ({"AGENT_STATE": {"durability": "maybe"}}, "AGENT_STATE: durability"),
     ],
 )

@@ -17,8 +17,9 @@ from typing import Any
 
 from cenote import store as stores
 from cenote.blocking.iteration import Iteration
+from cenote.blocking.receipt import Receipt
 from cenote.blocking.thread import LoopThread
-from cenote.blocking.twins import AgentState, Receipt, Store, Typed
+from cenote.blocking.twins import AgentState, Store, Typed
 from cenote.config import Config
 
 __all__ = ["AgentState", "Iteration", "Receipt", "Store", "Typed", "open"]

@@ -16,59 +16,30 @@ from cenote import store as stores
 from cenote import typed as typeds
 from cenote.agent import Durability
 from cenote.blocking.agents import Agents
+from cenote.blocking.answers import Answers
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.knowledge import Knowledge
 from cenote.blocking.messages import Messages
+from cenote.blocking.receipt import Receipt
+from cenote.blocking.sessions import Sessions
+from cenote.blocking.storage import DataStorage
 from cenote.blocking.tasks import Tasks
 from cenote.blocking.thread import LoopThread
 from cenote.blocking.transactions import Transaction, waiting
 from cenote.config import Config
 from cenote.engine import counters
-from cenote.engine import receipt as receipts
 from cenote.engine.changes import Change
 from cenote.engine.conflict_log import Conflict
 from cenote.engine.hydrator import Hydrated
 from cenote.engine.monitor import Stats
 from cenote.health import Health
 from cenote.model.entry import Entry, Version
+from cenote.routing import Category
 from cenote.sql.transaction import Isolation
 
 T = TypeVar("T")
 _PAGE: Final = 256  # items of a finite iterator that one hand-over between the threads brings
 _ABSENT: Any = object()
-
-
-class Receipt:
-    """See `cenote.Receipt`."""
-
-    __slots__ = ("_receipt", "_thread")
-
-    def __init__(self, thread: LoopThread, receipt: receipts.Receipt) -> None:
-        self._thread = thread
-        self._receipt = receipt
-
-    @property
-    def key(self) -> str:
-        """The key that was written."""
-        return self._receipt.key
-
-    @property
-    def version(self) -> Version:
-        """Where the write stands in the key's history; usable as `if_version`."""
-        return self._receipt.version
-
-    @property
-    def durability(self) -> str:
-        """ "kv", or "sql" once PostgreSQL is known to have committed it."""
-        return self._receipt.durability
-
-    def __repr__(self) -> str:
-        return repr(self._receipt)
-
-    def durable(self, timeout: timedelta | float | None = None) -> Self:
-        """Wait until PostgreSQL has committed this write or a newer one; see `cenote.Receipt.durable`."""
-        self._thread.run(self._receipt.durable(timeout))
-        return self
 
 
 Condition = Version | Receipt | Entry | int | None
@@ -296,6 +267,20 @@ class Store:
     def messages(self) -> Messages:
         """What agents said to each other; see `cenote.Store.messages`."""
         return Messages(self._thread, self._store.messages)
+
+    @property
+    def sessions(self) -> Sessions:
+        """What somebody does now; see `cenote.Store.sessions`."""
+        return Sessions(self._thread, self._store.sessions)
+
+    @property
+    def cache(self) -> Answers:
+        """Answers that are kept for a while; see `cenote.Store.cache`."""
+        return Answers(self._thread, self._store.cache)
+
+    def data(self, category: Category | str, *, agent: str | UUID | None = None) -> DataStorage:
+        """The four verbs of a kind of data; see `cenote.Store.data`."""
+        return DataStorage(self._thread, self._store.data(category, agent=agent))
 
     @property
     def knowledge(self) -> Knowledge:

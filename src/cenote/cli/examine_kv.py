@@ -103,7 +103,7 @@ class ExamineKv:
         state = state_config(names, config.kv, link.server_version)
         wanted = {
             AGENT_STATE: state,
-            SESSION_DATA: ttl_config(names, SESSION_DATA, config.kv, config.session.ttl_s),
+            SESSION_DATA: ttl_config(names, SESSION_DATA, config.kv),
             QUERY_CACHE: ttl_config(names, QUERY_CACHE, config.kv, config.cache.ttl_s),
         }
         self.facts.known = True

@@ -129,7 +129,7 @@ async def adopt(ground: Ground) -> Adopted | None:
         alive = alive or f"this PostgreSQL was written to by {before.sql_flusher}"
         raise SetupError(alive, hint=f"stop every process of both stores, wait {limits.FOREIGN_FLUSHER_S} s, repeat")
     names = config.names
-    buckets = await ensure(link, names, config.kv, session_ttl_s=config.session.ttl_s, cache_ttl_s=config.cache.ttl_s)
+    buckets = await ensure(link, names, config.kv, cache_ttl_s=config.cache.ttl_s)
     found = await look(link, names, config.kv.deadline_ms)
     stream, generation, from_ms = StateStream(link, names), link.generation, link.server_now_ms()
     work = _Rewriting(ground, stream, found.epochs or Epochs("", "", (0,), (0,)))

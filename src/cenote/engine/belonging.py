@@ -127,7 +127,7 @@ async def settle(
             raise stranger
     elif before and UUID(found.epochs.store_id) != UUID(before):
         await _adopted(table, found.epochs, before)
-    buckets = await ensure(link, names, config.kv, session_ttl_s=config.session.ttl_s, cache_ttl_s=config.cache.ttl_s)
+    buckets = await ensure(link, names, config.kv, cache_ttl_s=config.cache.ttl_s)
     info = buckets.state
     _stays(info)
     epochs = Epochs.from_metadata(info.metadata, info.created)

@@ -58,7 +58,6 @@ async def ensure(
     names: Names,
     config: KvConfig,
     *,
-    session_ttl_s: int = 3600,
     cache_ttl_s: int = 300,
     metadata: dict[str, str] | None = None,
 ) -> Buckets:
@@ -71,7 +70,7 @@ async def ensure(
         UnavailableError: JetStream does not answer before `kv.deadline_ms`.
     """
     state = state_config(names, config, link.server_version) | {"metadata": metadata or {}}
-    session = ttl_config(names, SESSION_DATA, config, session_ttl_s)
+    session = ttl_config(names, SESSION_DATA, config)
     cache = ttl_config(names, QUERY_CACHE, config, cache_ttl_s) | {"discard": "old"}
     found = [await _create(link, wanted, config.deadline_ms) for wanted in (state, session, cache)]
     _refuse(found[0].config, state_faults(found[0].config, state))
@@ -106,8 +105,18 @@ def state_config(names: Names, config: KvConfig, server_version: tuple[int, ...]
     }
 
 
-def ttl_config(names: Names, bucket: str, config: KvConfig, ttl_s: int) -> dict[str, Any]:
-    """The stream under a bucket whose entries die of age, each at the latest after `ttl_s`."""
+async def ensure_expiring(link: Link, names: Names, bucket: str, config: KvConfig, settings: dict[str, Any]) -> None:
+    """Create a bucket whose entries die of age, each at its own, with settings of its own; verify the one that is
+    there, and take from it the `max_age` that an older version gave it. Raises as `ensure`."""
+    wanted = ttl_config(names, bucket, config) | settings
+    info = await _create(link, wanted, config.deadline_ms)
+    _refuse(info.config, ttl_faults(info.config, wanted))
+    if info.config.get("max_age"):
+        await link.api(f"STREAM.UPDATE.{info.config['name']}", info.config | {"max_age": 0})
+
+
+def ttl_config(names: Names, bucket: str, config: KvConfig, ttl_s: int = 0) -> dict[str, Any]:
+    """The stream under a bucket whose entries die of age: each at its own, at the latest after `ttl_s`, if given."""
     return {
         "name": names.stream(bucket),
         "subjects": [names.subject(bucket) + ">"],
