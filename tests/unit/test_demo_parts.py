@@ -1,14 +1,19 @@
 """The parts of the demo that judge: a verdict that cannot find a loss would be worth nothing."""
 
+import io
+import json
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import cenote
 from cenote.demo import shared
+from cenote.demo.audience import Answer, embedder
 from cenote.demo.journal import Book, Journal, Promise, digest
-from cenote.demo.report import Figures
+from cenote.demo.report import Figures, finish
 from cenote.demo.rooms import TaskSeen, heard_losses, task_losses, told_losses
 from cenote.demo.survey import Module, modules, steps
 from cenote.demo.telling import telling
@@ -250,3 +255,32 @@ def test_a_task_that_is_not_done_or_not_there_is_found() -> None:
 def test_a_subscriber_hears_all_in_order_and_some_perhaps_again(heard: str, wrong: int) -> None:
     held = {("message", name): Counter(["x"]) for name in "ab"} | {FACT: Counter(["y"])}
     assert len(heard_losses(list(heard), held)) == wrong
+
+
+@pytest.mark.parametrize("by", ["wordllama", None])
+@pytest.mark.parametrize("answers", [[Answer(0.0328, "gzip.compress: [all] of it, " + 30 * "long ")], []])
+def test_what_is_shown_fits_a_terminal_line_by_line(by: str | None, answers: list[Answer]) -> None:
+    lag: dict[str, float | None] = {"p50": 45.0, "p95": 1271.9, "p99": 3991.75}
+    figures = Figures(
+        180, 4, True, by, tasks=180, tasks_again=20, tasks_orphaned=4, late=16, messages=691, heard=691,
+        facts=1842, answers=answers, agents=180, writes_acked=14336, shares_acked=360, rows=7150, coalesced=4744,
+        evicted=5829, hydrated=699, recovered=4, outage_s={"nats": 1.4, "postgres": 12.2}, lag_ms=lag,
+        lag_ms_before_faults=lag,
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=80)
+    finish(console, figures, as_json=False)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # it is a StringIO
+    assert max(map(len, lines)) <= 80
+    for name in ("tasks done", "begun again", "too late", "messages", "facts", "lost"):
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1, "\n".join(lines)
+    assert not [line for line in lines if line.startswith(" " * 30) and line.strip()], "a meaning was broken"
+    assert ("with cenote[embed] by meaning, too" in "\n".join(lines)) is (by is None)
+    assert ("[all] of it" in "\n".join(lines)) is bool(answers)
+    finish(Console(file=(printed := io.StringIO())), figures, as_json=True)
+    assert json.loads(printed.getvalue())["answers"] == [vars(one) for one in answers]
+
+
+def test_meaning_is_asked_for_only_where_an_embedder_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedder() == "wordllama"
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    assert embedder() is None

@@ -197,18 +197,18 @@ def _again(figures: Figures) -> str:
     return f"killed worker {figures.tasks_orphaned} · lapsed leases {lapsed}"
 
 
-def _answers(figures: Figures) -> Table:
+def _answers(figures: Figures) -> Group:
     """What knowledge says, and how it was asked."""
-    how = "by words and meaning" if figures.embedder else "by words alone, for there is no embedder (cenote[embed])"
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title_justify="left", title_style="")
-    table.title = f"\n[bold]{QUESTION}[/]\n[dim]store.knowledge.search({QUERY!r}), {escape(how)}[/]"
+    how = "by words and meaning" if figures.embedder else "by words; with cenote[embed] by meaning, too"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="cyan", no_wrap=True, min_width=5)
     table.add_column(overflow="ellipsis", no_wrap=True)
     for answer in figures.answers:
         table.add_row(f"{answer.score:.3f}", escape(answer.text))
     if not figures.answers:
         table.add_row("–", "nobody has found that out")
-    return table
+    asked = Text.assemble(f"\n{QUESTION}\n", (f"knowledge.search({QUERY!r}) {how}", "dim"))
+    return Group(asked, table)
 
 
 def _next(figures: Figures) -> str:
