@@ -155,11 +155,7 @@ class Tasks:
         name = self._worker if worker is None else worker_text(worker)
         until = self._lease(lease)
         page_limit(limit)
-        while True:
-            rows = await self._claims.take(wanted, limit, name, until)
-            running = [row for row in rows if row.status == "running"]
-            if running or not rows:  # else all of them were given up just now: there may be others
-                return [task(row) for row in running]
+        return list(await self._claims.take(wanted, limit, name, until))
 
     async def heartbeat(self, tasks: Task | Sequence[Task], *, lease: Seconds | None = None) -> list[Task]:
         """Keep claimed tasks for another lease from now; those that are still yours. Whatever is missing is lost:

@@ -6,8 +6,8 @@ from uuid import UUID, uuid4
 
 from cenote.errors import ConflictError, OutcomeUnknownError, RejectedError, UnavailableError
 from cenote.repositories.tasks_asking import Asking
-from cenote.repositories.tasks_entity import Task
-from cenote.sql.tasks import TaskRow, TaskTable
+from cenote.repositories.tasks_entity import Task, held
+from cenote.sql.tasks import Claimed, TaskTable
 from cenote.sql.transaction import Transaction
 
 
@@ -18,11 +18,22 @@ class Claims:
         self._table = table
         self._asking = asking
 
-    async def take(self, types: Sequence[str], limit: int, worker: str, lease: timedelta) -> Sequence[TaskRow]:
-        """Claim tasks. Of a claim whose answer was lost it is looked what it took."""
-        token, doubt = uuid4(), False
+    async def take(self, types: Sequence[str], limit: int, worker: str, lease: timedelta) -> Sequence[Task]:
+        """Claim tasks until there are some or nothing is due: what was given up on the way is no work. Of a claim whose
+        answer was lost it is looked what it took."""
+        while True:
+            token = uuid4()
+            rows = await self._taken(types, limit, token, worker, lease)
+            running = [row for row in rows if row.lease_until is not None]
+            if running or not rows:
+                return held(running, token, worker)
 
-        async def claim(left_ms: float) -> Sequence[TaskRow]:
+    async def _taken(
+        self, types: Sequence[str], limit: int, token: UUID, worker: str, lease: timedelta
+    ) -> Sequence[Claimed]:
+        doubt = False
+
+        async def claim(left_ms: float) -> Sequence[Claimed]:
             nonlocal doubt
             known = await self._table.claimed(types, token) if doubt else []
             doubt = True
@@ -38,16 +49,17 @@ class Claims:
     ) -> dict[UUID, datetime]:
         """Finish tasks of one claim; when those that were held were finished."""
         if tx is None:
-            done = await self._asking.surely(lambda ms: self._table.complete(ids, token, text, None, ms))
+            count, at = await self._asking.surely(lambda ms: self._table.complete(ids, token, text, None, ms))
         else:
-            done = await self._table.complete(ids, token, text, tx, 0)
-        missing = [one for one in ids if one not in done]
-        if missing:
-            stored = await self._asking.again(lambda: self._table.by_id(missing, tx), tx)
-            for row in stored.values():
-                if row.status == "done" and row.token == token and row.finished_at is not None:
-                    done[row.task_id] = row.finished_at
-        return done
+            count, at = await self._table.complete(ids, token, text, tx, 0)
+        if count == len(ids):
+            return dict.fromkeys(ids, at)
+        stored = await self._asking.again(lambda: self._table.by_id(ids, tx), tx)
+        return {
+            row.task_id: row.finished_at
+            for row in stored.values()
+            if row.status == "done" and row.token == token and row.finished_at is not None
+        }
 
 
 def listed(tasks: object) -> Sequence[Task]:

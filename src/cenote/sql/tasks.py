@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -59,6 +60,30 @@ class TaskRow(NamedTuple):
     finished_at: datetime | None
 
 
+class Claimed(NamedTuple):
+    """What a worker does not know of a task that he has just claimed. Without a lease it was given up instead, for its
+    age or its attempts: it is no work."""
+
+    task_id: UUID
+    task_type: str
+    payload: str | None
+    raw: bytes | None
+    metadata: str | None
+    metadata_raw: bytes | None
+    priority: int
+    attempts: int
+    attempts_max: int
+    created_at: datetime
+    run_at: datetime
+    expires_at: datetime | None
+    lease_until: datetime | None
+    dedupe_key: str | None
+    last_error: str | None
+
+
+_URGENT: Final = attrgetter("run_at", "task_id")
+
+
 class Times(NamedTuple):
     """When a task was added, when it is due, and when it is too late."""
 
@@ -81,19 +106,20 @@ class TaskTable:
 
     async def claim(
         self, types: Sequence[str], limit: int, token: UUID, worker: str, lease: timedelta, timeout_ms: float
-    ) -> list[TaskRow]:
-        """Take work, the most urgent first. Rows that are not running have just been given up, for their age or their
-        attempts: they are no work."""
+    ) -> list[Claimed]:
+        """Take work, the most urgent first."""
         found = await self._told("claim_tasks", None, timeout_ms, types, limit, token, worker, lease)
-        rows = [TaskRow(*row) for row in found]
+        rows = [Claimed(*row) for row in found]
         if len(rows) > 1:
-            rows.sort(key=lambda row: (-row.priority, row.run_at, row.task_id))
+            rows.sort(key=_URGENT)
+            if len({row.priority for row in rows}) > 1:
+                rows.sort(key=lambda row: -row.priority)
         return rows
 
-    async def claimed(self, types: Sequence[str], token: UUID) -> list[TaskRow]:
+    async def claimed(self, types: Sequence[str], token: UUID) -> list[Claimed]:
         """What a claim took whose answer was lost."""
         rows = await self.db.fetch(self.db.queries["claimed_tasks"], types, token)
-        return [TaskRow(*row) for row in rows]
+        return [Claimed(*row) for row in rows]
 
     async def extend(self, ids: Sequence[UUID], token: UUID, lease: timedelta) -> dict[UUID, datetime]:
         """Prolong leases; those that are held still, and until when."""
@@ -107,10 +133,10 @@ class TaskTable:
         result: tuple[str | None, bytes | None],
         tx: Transaction | None,
         timeout_ms: float,
-    ) -> dict[UUID, datetime]:
-        """Finish tasks; those that were held, and when."""
-        rows = await self._told("complete_tasks", tx, timeout_ms, ids, token, *result)
-        return {row[0]: row[1] for row in rows}
+    ) -> tuple[int, datetime]:
+        """Finish tasks; how many of them were held, and when it was."""
+        ((count, at),) = await self._told("complete_tasks", tx, timeout_ms, ids, token, *result)
+        return count, at
 
     async def fail(
         self, ids: Sequence[UUID], token: UUID, error: str, retry: bool, delay: timedelta, timeout_ms: float

@@ -47,20 +47,18 @@ UPDATE {tasks}.queue AS q
    SET status = CASE WHEN expires_at <= now() THEN 'expired' WHEN attempts >= attempts_max THEN 'failed'
                      ELSE 'running' END,
        lease_until = CASE WHEN expires_at <= now() OR attempts >= attempts_max THEN NULL ELSE now() + $5::interval END,
-       finished_at = CASE WHEN expires_at <= now() OR attempts >= attempts_max THEN now() END,
+       finished_at = CASE WHEN expires_at <= now() OR attempts >= attempts_max THEN statement_timestamp() END,
        last_error = CASE WHEN attempts >= attempts_max THEN 'the lease of its last worker ran out' ELSE last_error END,
        attempts = least(attempts + 1, attempts_max), token = $3, worker = $4
  WHERE q.ctid = ANY (ARRAY(SELECT place FROM lost UNION ALL SELECT place FROM due LIMIT (SELECT $2::integer)))
-RETURNING q.task_id, q.task_type, q.payload::text AS payload, q.raw, q.metadata::text AS metadata, q.metadata_raw,
-       q.status, q.priority, q.attempts, q.attempts_max, q.created_at, q.run_at, q.expires_at, q.lease_until,
-       q.token, q.worker, q.dedupe_key, q.last_error, q.result::text AS result, q.result_raw, q.finished_at
+RETURNING q.task_id, q.task_type, q.payload::text, q.raw, q.metadata::text, q.metadata_raw, q.priority, q.attempts,
+       q.attempts_max, q.created_at, q.run_at, q.expires_at, q.lease_until, q.dedupe_key, q.last_error
 
 -- name: claimed_tasks
 -- why: what a claim took whose answer was lost.
 -- index: queue_running
-SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
-       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
-       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+SELECT task_id, task_type, payload::text, raw, metadata::text, metadata_raw, priority, attempts, attempts_max,
+       created_at, run_at, expires_at, lease_until, dedupe_key, last_error
   FROM {tasks}.queue
  WHERE status = 'running' AND task_type = ANY ($1::text[]) AND token = $2
 
@@ -73,12 +71,15 @@ UPDATE {tasks}.queue
 RETURNING task_id, lease_until
 
 -- name: complete_tasks
--- why: done, once, by whoever holds it.
+-- why: done, once, by whoever holds it. How many they were, in one row: they are looked for only where some are missing.
 -- index: queue_pkey
-UPDATE {tasks}.queue
-   SET status = 'done', finished_at = now(), lease_until = NULL, result = $3::jsonb, result_raw = $4
- WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until > clock_timestamp()
-RETURNING task_id, finished_at
+WITH done AS (
+  UPDATE {tasks}.queue
+     SET status = 'done', finished_at = statement_timestamp(), lease_until = NULL, result = $3::jsonb, result_raw = $4
+   WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until > clock_timestamp()
+  RETURNING 1
+)
+SELECT count(*), statement_timestamp() FROM done
 
 -- name: fail_tasks
 -- why: not done: again after a while, or a dead letter, or too late.
@@ -86,7 +87,8 @@ RETURNING task_id, finished_at
 UPDATE {tasks}.queue
    SET status = CASE WHEN NOT $4::boolean OR attempts >= attempts_max THEN 'failed'
                      WHEN expires_at <= now() THEN 'expired' ELSE 'retry' END,
-       finished_at = CASE WHEN NOT $4 OR attempts >= attempts_max OR expires_at <= now() THEN now() END,
+       finished_at = CASE WHEN NOT $4 OR attempts >= attempts_max OR expires_at <= now() THEN statement_timestamp()
+                          END,
        run_at = CASE WHEN $4 AND attempts < attempts_max THEN now() + $5::interval ELSE run_at END,
        lease_until = NULL, last_error = $3
  WHERE task_id = ANY (ARRAY(SELECT unnest($1::uuid[]))) AND token = $2 AND lease_until > clock_timestamp()
@@ -125,7 +127,7 @@ SELECT q.task_id, q.task_type, q.payload::text AS payload, q.raw, q.metadata::te
 -- why: what is not finished is not to be done any more; who does it just now will be refused.
 -- index: queue_pkey
 UPDATE {tasks}.queue
-   SET status = 'cancelled', finished_at = now(), lease_until = NULL
+   SET status = 'cancelled', finished_at = statement_timestamp(), lease_until = NULL
  WHERE task_id = $1 AND status IN ('pending', 'retry', 'running')
 RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
        priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
@@ -162,7 +164,7 @@ SELECT status, count(*) FROM {tasks}.queue WHERE $1::text IS NULL OR task_type =
 -- why: what nobody took in time, also where no worker asks for its type.
 -- index: queue_expiring, queue_pkey
 UPDATE {tasks}.queue
-   SET status = 'expired', finished_at = now()
+   SET status = 'expired', finished_at = statement_timestamp()
  WHERE task_id = ANY (ARRAY(
    SELECT task_id FROM {tasks}.queue
     WHERE status IN ('pending', 'retry') AND expires_at IS NOT NULL AND expires_at <= now()
