@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from cenote.demo.telling import space, telling
 from cenote.demo.verify import Sql, losses
 
 
-def _demo(tmp_path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it with a temporary directory of its own, so that what it leaves behind can be seen."""
+def _command(tmp_path: Path, *options: str, **environment: str) -> tuple[list[str], dict[str, str]]:
+    """With a temporary directory of its own, so that what it leaves behind can be seen."""
     temporary = tmp_path / "t"
     temporary.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "cenote.demo", *options]
-    env = os.environ | {"TMPDIR": str(temporary)} | environment
+    return command, os.environ | {"TMPDIR": str(temporary)} | environment
+
+
+def _demo(tmp_path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, env = _command(tmp_path, *options, **environment)
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
@@ -60,6 +65,25 @@ def test_again_in_the_same_directory_in_plain_lines(tmp_path: Path) -> None:
         assert "/20 modules" in done.stdout
         assert str(tmp_path / "data") in done.stdout
         assert "\x1b" not in done.stdout
+
+
+@pytest.mark.judge
+@pytest.mark.timeout(180)
+def test_workers_leave_a_demo_that_was_killed_and_the_next_one_does_their_tasks(tmp_path: Path) -> None:
+    options = ("--no-faults", "--modules", "20", "--workers", "2", "--data-dir", str(tmp_path / "data"))
+    command, env = _command(tmp_path, *options)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert any("workers begin" in line for line in first.stdout)
+        first.kill()
+    journals = list((tmp_path / "t").glob("cenote-demo-*/worker-*.journal"))
+    assert len(journals) == 2
+    while not all('"left"' in journal.read_text() for journal in journals):
+        time.sleep(0.1)
+    second = _demo(tmp_path, *options, "--json")
+    assert second.returncode == 0, second.stdout[-1500:] + second.stderr[-1500:]
+    figures = json.loads(second.stdout)
+    assert (figures["tasks"], figures["lost"]) == (20, 0)
 
 
 def test_what_cannot_start_says_why(tmp_path: Path) -> None:

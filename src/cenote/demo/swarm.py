@@ -25,7 +25,6 @@ class Member:
     journal: Path
     log: Path
     killed: bool = False
-    dismissed: bool = False
 
 
 class Swarm:
@@ -46,7 +45,7 @@ class Swarm:
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "cenote.demo.worker", msgspec.json.encode(orders).decode(),
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
                 start_new_session=True,  # Ctrl-C is for the conductor, which ends its workers
             )  # fmt: skip
         member = Member(name, process, journal, log)
@@ -68,15 +67,13 @@ class Swarm:
     def dismiss(self) -> None:
         """Tell all workers that there is nothing left to do."""
         for member in self.members:
-            if member.process.returncode is None and not member.dismissed:
-                member.process.terminate()
-                member.dismissed = True
+            if member.process.stdin is not None:
+                member.process.stdin.close()
 
     def finished(self) -> bool:
         """Whether all workers have left. Raises WorkerFailedError for one that we did not kill and that failed."""
         for member in self.members:
-            early = member.dismissed and member.process.returncode == -signal.SIGTERM  # before it could listen
-            if member.process.returncode and not member.killed and not early:
+            if member.process.returncode and not member.killed:
                 said = member.log.read_text(errors="replace")[-1500:]
                 raise WorkerFailedError(f"{member.name} ended with {member.process.returncode}:\n{said}")
         return all(member.process.returncode is not None for member in self.members)

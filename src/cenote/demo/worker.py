@@ -6,7 +6,6 @@ The end is one transaction: messages, facts, and that the task is done, or nothi
 """
 
 import asyncio
-import signal
 import sys
 from collections import Counter
 from contextlib import aclosing
@@ -116,11 +115,21 @@ class Worker:
         self._journal.told(intent)
 
 
+def _told_to_leave() -> asyncio.Event:
+    """Set when our input ends: the conductor closes it, and if he dies, it is closed as well."""
+    loop, leave, source = asyncio.get_running_loop(), asyncio.Event(), sys.stdin.fileno()
+
+    def ended() -> None:
+        loop.remove_reader(source)
+        leave.set()
+
+    loop.add_reader(source, ended)
+    return leave
+
+
 async def _main(orders: Orders) -> None:
-    leave = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     async with open_store(orders.data_dir, flush__enabled=False) as store:
-        await Worker(orders, store).work(leave)
+        await Worker(orders, store).work(_told_to_leave())
 
 
 if __name__ == "__main__":
