@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cenote.engine.hydrator import Hydrated as Hydrated
     from cenote.engine.monitor import Stats as Stats
     from cenote.engine.receipt import Receipt as Receipt
+    from cenote.engine.restored import Restored as Restored
+    from cenote.engine.restored import Restoring as Restoring
     from cenote.engine.tiered import CacheCounts as CacheCounts
     from cenote.errors import AlreadyExistsError as AlreadyExistsError
     from cenote.errors import BackpressureError as BackpressureError
@@ -125,6 +127,8 @@ _HOMES = {
 # Reachable by name, beside the thirty of everyday use (docs/merging.md).
 _BESIDE = {
     "Conflict": "engine.conflict_log",
+    "Restored": "engine.restored",
+    "Restoring": "engine.restored",
     "Resolution": "conflict",
     "Side": "conflict",
     "Strategy": "conflict",

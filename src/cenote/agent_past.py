@@ -6,6 +6,7 @@ from uuid import UUID
 from cenote.agent_life import AgentLife
 from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.checkpoint_draft import wish
+from cenote.engine.restored import Restored, Restoring
 from cenote.model.duration import seconds
 from cenote.model.page import Page
 
@@ -46,3 +47,27 @@ class AgentPast(AgentLife):
     async def find_checkpoint(self, checkpoint: UUID | str) -> Checkpoint:
         """The checkpoint of this agent with this id. NotFoundError for an unknown one and for another agent's."""
         return await self._machines.checkpoints.find(self._agent, checkpoint)
+
+    async def restore(self, checkpoint: Checkpoint | UUID | str) -> Restored:
+        """Become again what a checkpoint holds. What differs is written anew, deletes included; what has expired since
+        stays away. What the agent is now is kept as a checkpoint first: `.before`.
+
+        A key that others write after `.before` stays as they wrote it (`.left`). Up to 1,000 keys that differ, and 16
+        MiB, are one atomic batch; more are several, and `restoring()` says so until it is done, in any process. When
+        this process dies in between, the flusher finishes it within a minute, or the next `restore` at once.
+
+        Raises:
+            NotFoundError: it is no checkpoint of this agent.
+            UnknownFormat, ConsistencyError: it is of a newer format, or damaged; nothing was written.
+            UnavailableError, BackpressureError, ConflictError: nothing was written, or `restoring()` shows the rest.
+        """
+        return (await self._machines.restorer.restore([(self._agent, checkpoint)]))[0]
+
+    async def restoring(self) -> Restoring | None:
+        """The restore of this agent that is not finished: until then its keys are partly of the checkpoint, partly as
+        before. Raises UnavailableError."""
+        return await self._machines.restorer.restoring(self._agent)
+
+    async def finish_restore(self) -> list[Restored]:
+        """Go on with a restore of this agent that somebody has begun; [] when there is none. Raises as `restore`."""
+        return await self._machines.restorer.finish(self._agent)

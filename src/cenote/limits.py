@@ -134,6 +134,9 @@ CHECKPOINT_TAIL_MS: Final = 250  # … which are made so often while pages are r
 CHECKPOINT_ROWS_PAGE: Final = 2_000  # versions that one question of a cut asks SQL for
 CHECKPOINT_LABEL_CHARS_MAX: Final = 200  # longest label
 CHECKPOINT_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a checkpoint, encoded
+RESTORE_BATCH_BYTES: Final = 16 * MIB  # bodies of one atomic batch of a restore
+RESTORE_SIDE_BY_SIDE: Final = 64  # keys that a restore reads, or writes without batches, at a time
+RESTORE_SILENT_S: Final = 30  # nobody works on a restore for so long: whoever flushes finishes it
 CHECKPOINT_ORPHAN_S: Final = 86_400  # parts without a checkpoint were left by a process that died: removed after this
 
 # --- embedded servers ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
@@ -19,9 +19,11 @@ from cenote.embedded.servers import Servers
 from cenote.engine import monitor
 from cenote.engine.barrier import Barrier
 from cenote.engine.changes import Change, Changes
+from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
 from cenote.engine.machines import Machines, reading_only
+from cenote.engine.restored import Restored
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError, RejectedError
 from cenote.model.duration import seconds
@@ -150,6 +152,12 @@ class Store:
         limit_s, retry = seconds(deadline, "deadline"), self.config.retry
         deadline_ms = retry.deadline_ms if limit_s is None else limit_s * 1000
         return await transact_once(self._core.db, fn, isolation, deadline_ms)
+
+    async def restore(self, checkpoints: Iterable[Checkpoint]) -> list[Restored]:
+        """Make several agents again what these checkpoints hold, one for each, all together: at once where all that
+        differs fits into one atomic batch, else clearly in progress. See `AgentState.restore`."""
+        wanted = [(agent_ref(one.agent), one) for one in checkpoints]
+        return await self._machines.restorer.restore(wanted) if wanted else []
 
     def counter(self, name: str) -> SwarmCounter:
         """A number that everybody may add to at once, named by 1 to 512 characters. Costs nothing and asks no server.

@@ -6,7 +6,8 @@ names the sequence of each. A batch is sent again only after a proof that nothin
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -29,13 +30,17 @@ _SIDE_BY_SIDE = 64  # keys that are read at a time
 _NAMED_MAX = 5  # keys that an error names
 _T = TypeVar("_T")
 
+Look = Callable[[Backoff], Awaitable[Mapping[str, Base]]]
+"""What the keys with a condition hold, by subject, each with a sequence to compare (F-mark); asked again for each
+attempt. What it raises ends the batch: nothing was written."""
+
 
 class _Batch(NamedTuple):
     """What is to be written; the contents of large values are references by then."""
 
     targets: Sequence[Target]
     contents: Sequence[Content]
-    expected: Mapping[str, Version | None]
+    look: Look
     operation: str
 
 
@@ -77,7 +82,29 @@ class Atomic:
         backoff = writer.backoff()
         if self._able != core.link.generation:
             await self._demand_able(backoff)
-        batch = _Batch(targets, await self._placed(targets, whole), expected, writer.next_operation())
+        look = partial(self._bases, [target for target in targets if target.key in expected], expected)
+        return await self._write(targets, await self._placed(targets, whole), look, backoff)
+
+    async def able(self) -> bool:
+        """Whether this NATS takes batches at all. Raises UnavailableError."""
+        try:
+            if self._able != self._core.link.generation:
+                await self._demand_able(self._writer.backoff())
+        except RejectedError:
+            return False
+        return True
+
+    async def over(self, items: Sequence[tuple[Target, Content]], look: Look) -> list[Stored]:
+        """Write contents as they are, merging ones, too, over what `look` finds: all or none. Raises as `put`."""
+        sizes = [len(content.body) for _, content in items]
+        self._core.admit_all(sizes)
+        return await self._write([one[0] for one in items], [one[1] for one in items], look, self._writer.backoff())
+
+    async def _write(
+        self, targets: Sequence[Target], contents: Sequence[Content], look: Look, backoff: Backoff
+    ) -> list[Stored]:
+        core, writer = self._core, self._writer
+        batch = _Batch(targets, contents, look, writer.next_operation())
         begun = writer.begin(targets[0])
         listening = begun.ticket is not None
         tickets = [core.cache.ticket(target.subject) if listening else None for target in targets]
@@ -94,7 +121,7 @@ class Atomic:
             await points.hit("batch.acked")
         return [
             writer.done(target, content, first + index, batch.operation, sent[index])
-            for index, (target, content) in enumerate(zip(targets, batch.contents, strict=True))
+            for index, (target, content) in enumerate(zip(targets, contents, strict=True))
         ]
 
     def _demand_writable(self, items: Sequence[tuple[Target, object]], expected: Mapping[str, Version | None]) -> None:
@@ -137,7 +164,7 @@ class Atomic:
     async def _attempt(self, batch: _Batch, backoff: Backoff) -> int:
         core = self._core
         generation = core.link.generation
-        bases = await self._bases(batch, backoff)
+        bases = await batch.look(backoff)
         if any(base.generation != generation for base in bases.values()):
             raise NotSent("reconnected while the keys of a batch were read", tier="DISTRIBUTED_KV")
         if self._able != generation:
@@ -145,7 +172,7 @@ class Atomic:
         members = [
             Member(
                 target.wire, header_lines(content, batch.operation, core.format), content.body,
-                bases[target.key].held.sequence if target.key in bases else None,
+                bases[target.subject].held.sequence if target.subject in bases else None,
             )
             for target, content in zip(batch.targets, batch.contents, strict=True)
         ]  # fmt: skip
@@ -153,26 +180,27 @@ class Atomic:
         name = f"{batch.operation}.{self._attempts:x}"
         return await publish_batch(core.stream, name, members, core.attempt_ms(backoff), generation=generation)
 
-    async def _bases(self, batch: _Batch, backoff: Backoff) -> dict[str, Base]:
-        """What the keys with a condition hold, each with a sequence to compare (F-mark).
+    async def _bases(
+        self, wanted: Sequence[Target], expected: Mapping[str, Version | None], backoff: Backoff
+    ) -> dict[str, Base]:
+        """What the keys with a condition hold.
 
         Raises:
             ConflictError: a condition does not hold.
         """
-        wanted = [target for target in batch.targets if target.key in batch.expected]
         found: list[Base] = []
         for start in range(0, len(wanted), _SIDE_BY_SIDE):
             reads = [self._writer.base(target, backoff) for target in wanted[start : start + _SIDE_BY_SIDE]]
-            found += await _all(reads)
+            found += await side_by_side(reads)
         bases = {target.key: base for target, base in zip(wanted, found, strict=True)}
-        stale = [key for key, base in bases.items() if _version(base) != batch.expected[key]]
+        stale = [key for key, base in bases.items() if _version(base) != expected[key]]
         if stale:
-            raise _conflict(stale, batch.expected, bases)
-        return bases
+            raise _conflict(stale, expected, bases)
+        return {target.subject: base for target, base in zip(wanted, found, strict=True)}
 
     async def _placed(self, targets: Sequence[Target], whole: Sequence[Content]) -> list[Content]:
         """Large values go to SQL before the first member is sent (flow rule 20)."""
-        placed: list[tuple[Content, Placed | None]] = await _all(
+        placed: list[tuple[Content, Placed | None]] = await side_by_side(
             [self._writer.placed(target, content) for target, content in zip(targets, whole, strict=True)]
         )
         return [content for content, _ in placed]
@@ -216,7 +244,7 @@ class Atomic:
         while len(held) < len(batch.targets):
             some = batch.targets[len(held) : len(held) + _SIDE_BY_SIDE]
             try:
-                held += await _all([core.leader(target, core.attempt_ms(backoff)) for target in some])
+                held += await side_by_side([core.leader(target, core.attempt_ms(backoff)) for target in some])
             except (UnavailableError, AnswerLost) as error:
                 try:
                     await backoff.pause(UnavailableError(str(error)))
@@ -225,7 +253,7 @@ class Atomic:
         return held
 
 
-async def _all(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+async def side_by_side(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
     """All results; the first error, once none of them runs any more."""
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     for outcome in outcomes:

@@ -96,5 +96,17 @@ def reference_id(stored: Stored | Kept) -> UUID:
     return _decoder.decode(stored.body).id
 
 
+def moved(reference: bytes, to: UUID) -> tuple[UUID, bytes]:
+    """The blob that a reference names, and the reference to a copy of it."""
+    words = _decoder.decode(reference)
+    return words.id, msgspec.json.encode(msgspec.structs.replace(words, id=to))
+
+
+def same_bytes(reference: bytes) -> bytes:
+    """Equal for references to equal bytes, whichever blobs hold them."""
+    words = _decoder.decode(reference)
+    return f"{words.digest}.{words.codec}.{words.size}".encode()
+
+
 def _digest(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=32).hexdigest()

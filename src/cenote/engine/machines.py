@@ -17,6 +17,7 @@ from cenote.engine.lease import Board, Lease
 from cenote.engine.meeting import Meeting
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
+from cenote.engine.restore import Restorer
 from cenote.engine.writer import Writer
 from cenote.errors import RejectedError
 from cenote.model.entry import FORMAT
@@ -39,6 +40,7 @@ class Machines:
     counters: Counters
     counter_flush: CounterFlush
     checkpoints: Checkpoints
+    restorer: Restorer
 
 
 def build(core: Core) -> Machines:
@@ -54,16 +56,17 @@ def build(core: Core) -> Machines:
     writer = Writer(core, hydrator)
     conflicts = ConflictLog(core, writer)
     meeting = Meeting(core, writer, conflicts)
+    atomic, checkpoints = Atomic(core, writer, meeting), Checkpoints(core)
     return Machines(
-        core, writer, meeting, conflicts, Atomic(core, writer, meeting), Reader(core, hydrator), hydrator, lease, board,
-        flusher, Counters(core), CounterFlush(core), Checkpoints(core),
+        core, writer, meeting, conflicts, atomic, Reader(core, hydrator), hydrator, lease, board, flusher,
+        Counters(core), CounterFlush(core), checkpoints, Restorer(core, writer, atomic, checkpoints),
     )  # fmt: skip
 
 
 def reading_only(machines: Machines, what: str) -> Machines:
     """The same machines for whoever may look at a reserved agent: nobody writes it but cenote itself."""
     nobody: Any = _Nobody(what)
-    return replace(machines, writer=nobody, meeting=nobody, atomic=nobody)
+    return replace(machines, writer=nobody, meeting=nobody, atomic=nobody, restorer=nobody)
 
 
 class _Nobody:

@@ -2,6 +2,7 @@
 
 from cenote.engine.chores import Chore
 from cenote.engine.machines import Machines
+from cenote.engine.restore import EVERY_S as RESTORES_S
 from cenote.engine.search_index import EVERY_S, SearchIndex
 from cenote.repositories.messages_upkeep import Upkeep
 from cenote.repositories.tasks_upkeep import EVERY_S as TASKS_S
@@ -21,5 +22,6 @@ def chores(machines: Machines) -> list[Chore]:
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
         Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),
+        Chore("restores", RESTORES_S, machines.restorer.tend),
         Chore("tasks", TASKS_S, TasksUpkeep(machines.core).tend),
     ]
