@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -200,15 +199,10 @@ def _again(figures: Figures) -> str:
 def _answers(figures: Figures) -> Group:
     """What knowledge says, and how it was asked."""
     how = "by words and meaning" if figures.embedder else "by words; with cenote[embed] by meaning, too"
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(justify="right", style="cyan", no_wrap=True, min_width=5)
-    table.add_column(overflow="ellipsis", no_wrap=True)
-    for answer in figures.answers:
-        table.add_row(f"{answer.score:.3f}", escape(answer.text))
-    if not figures.answers:
-        table.add_row("–", "nobody has found that out")
     asked = Text.assemble(f"\n{QUESTION}\n", (f"knowledge.search({QUERY!r}) {how}", "dim"))
-    return Group(asked, table)
+    found = [(f"{answer.score:.3f}", answer.text) for answer in figures.answers] or [("–", "nobody has found that out")]
+    lines = [Text.assemble((score, "cyan"), "  ", text, no_wrap=True, overflow="ellipsis") for score, text in found]
+    return Group(asked, *lines)
 
 
 def _next(figures: Figures) -> str:
