@@ -1,15 +1,18 @@
 """Restores: new versions over what is not newer than their moment, at once or clearly in progress."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from cli_run import Cli
 
 import cenote
 from cenote import limits
 from cenote.agent import AgentState
 from cenote.engine.restore import Restorer
 from cenote.store import Store
+from cenote.testing import TestServers
 from witness import another, at, demand, evict_all, toothed
 
 
@@ -189,3 +192,24 @@ async def test_a_swarm_is_restored_at_one_moment(cenote_store: Store) -> None:
     assert len({one.before.version for one in done}) == 1
     with pytest.raises(cenote.RejectedError):
         await cenote_store.restore([marks[0], marks[0]])
+
+
+def test_from_the_command_line(cenote_servers: TestServers, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh = cenote_servers.fresh()
+    cli = Cli(capsys, ["--data-dir", str(fresh["data_dir"]), "--namespace", fresh["namespace"]])
+    cli("put", "scout", "plan", "1")
+
+    async def marked() -> str:
+        async with cenote.open(**fresh) as store:
+            return str((await store.agent("scout").checkpoint()).id)
+
+    mark = asyncio.run(marked())
+    cli("put", "scout", "plan", "2")
+    cli("put", "scout", "fresh", "3")
+    (done,) = cli("restore", "scout", mark, "--json").json
+    assert (done["written"], done["deleted"], done["left"]) == (1, 1, [])
+    assert cli("get", "scout", "plan").out == "1\n"
+    assert "2 keys written, 0 deleted" in cli("restore", "scout", done["before"]).out
+    assert cli("get", "scout", "fresh").out == "3\n"
+    assert "no restore was left" in cli("restore", "scout").out
+    assert cli("restore", "other", mark).code == 1

@@ -21,6 +21,7 @@ from cenote.blocking.iteration import Iteration
 from cenote.blocking.knowledge import Knowledge
 from cenote.blocking.messages import Messages
 from cenote.blocking.receipt import Receipt
+from cenote.blocking.restores import AgentRestores, StoreRestores
 from cenote.blocking.sessions import Sessions
 from cenote.blocking.storage import DataStorage
 from cenote.blocking.tasks import Tasks
@@ -45,7 +46,7 @@ _ABSENT: Any = object()
 Condition = Version | Receipt | Entry | int | None
 
 
-class AgentState:
+class AgentState(AgentRestores):
     """See `cenote.AgentState`. Get it from `store.agent()`; threads may share it."""
 
     def __init__(self, thread: LoopThread, agent: agents.AgentState) -> None:
@@ -222,7 +223,7 @@ class SwarmCounter:
         return self._thread.run(self._counter.value())
 
 
-class Store:
+class Store(StoreRestores):
     """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
 
     def __init__(self, thread: LoopThread, store: stores.Store) -> None:

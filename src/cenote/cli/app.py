@@ -14,6 +14,7 @@ from cenote.cli import (
     listing,
     messages,
     moving,
+    past,
     searching,
     servers,
     settings,
@@ -47,7 +48,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for room in (shows, servers, status, doctor, entries, listing, searching, moving, adopt, conflicts):
+for room in (shows, servers, status, doctor, entries, listing, searching, moving, past, adopt, conflicts):
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
 app.add_typer(knowledge.app, name="knowledge", rich_help_panel=OPERATION)

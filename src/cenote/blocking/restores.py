@@ -1,0 +1,40 @@
+"""Restores without `await`."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from cenote import agent as agents
+from cenote import store as stores
+from cenote.blocking.thread import LoopThread
+from cenote.engine.checkpoint import Checkpoint
+from cenote.engine.restored import Restored, Restoring
+
+
+class AgentRestores:
+    """The part of `AgentState` that goes back to a checkpoint."""
+
+    _thread: LoopThread
+    _agent: agents.AgentState
+
+    def restore(self, checkpoint: Checkpoint | UUID | str) -> Restored:
+        """Become again what a checkpoint holds; see the other `restore`."""
+        return self._thread.run(self._agent.restore(checkpoint))
+
+    def restoring(self) -> Restoring | None:
+        """The restore that is not finished; see the other `restoring`."""
+        return self._thread.run(self._agent.restoring())
+
+    def finish_restore(self) -> list[Restored]:
+        """Go on with what somebody has begun; see the other `finish_restore`."""
+        return self._thread.run(self._agent.finish_restore())
+
+
+class StoreRestores:
+    """The part of `Store` that does so for several agents."""
+
+    _thread: LoopThread
+    _store: stores.Store
+
+    def restore(self, checkpoints: Iterable[Checkpoint]) -> list[Restored]:
+        """Several agents, all together; see the other `restore`."""
+        return self._thread.run(self._store.restore(checkpoints))

@@ -1,0 +1,62 @@
+"""`restore`: an agent becomes again what a checkpoint holds."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cenote.cli.entries import Agent
+from cenote.cli.options import STATE, Common, command
+from cenote.cli.output import note, print_json, printable
+
+if TYPE_CHECKING:
+    from cenote.config import Config
+    from cenote.engine.restored import Restored
+
+app = typer.Typer()
+
+
+@command(app, "restore", panel=STATE)
+def restore(
+    common: Common,
+    agent: Agent,
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[CHECKPOINT]", help="Its id; none: finish what somebody has begun.")
+    ] = None,
+) -> int:
+    """Make an agent again what a checkpoint holds.
+
+    What differs is written anew, deletes included; what the agent is now is kept as a checkpoint first. Keys that
+    others write meanwhile stay as they wrote them, and are named.
+    """
+    from cenote.cli.reach import wait
+
+    done = wait(_restore(common.load(), agent, checkpoint))
+    if common.json:
+        print_json([_plain(one) for one in done])
+        return 0
+    if not done:
+        print(f"{printable(agent)}: no restore was left unfinished")
+    for one in done:
+        print(
+            f"{printable(one.agent)} is again what checkpoint {one.checkpoint.seq} holds: "
+            f"{one.written} keys written, {one.deleted} deleted"
+        )
+        print(f"what it was before is checkpoint {one.before.seq}: {one.before.id}")
+        if one.left:
+            note(f"others have written since, and these stay: {', '.join(map(printable, one.left))}")
+    return 0
+
+
+def _plain(one: "Restored") -> dict[str, object]:
+    return {
+        "agent": one.agent, "checkpoint": str(one.checkpoint.id), "before": str(one.before.id),
+        "written": one.written, "deleted": one.deleted, "left": list(one.left), "at_once": one.at_once,
+    }  # fmt: skip
+
+
+async def _restore(config: "Config", agent: str, checkpoint: str | None) -> "list[Restored]":
+    from cenote.cli.reach import opened
+
+    async with opened(config) as (store, _):
+        state = store.agent(agent)
+        return await state.finish_restore() if checkpoint is None else [await state.restore(checkpoint)]
