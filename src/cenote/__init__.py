@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cenote.engine.restored import Restored as Restored
     from cenote.engine.restored import Restoring as Restoring
     from cenote.engine.tiered import CacheCounts as CacheCounts
+    from cenote.engine.transfer import Imported as Imported
     from cenote.errors import AlreadyExistsError as AlreadyExistsError
     from cenote.errors import BackpressureError as BackpressureError
     from cenote.errors import CenoteError as CenoteError
@@ -127,6 +128,7 @@ _HOMES = {
 # Reachable by name, beside the thirty of everyday use (docs/merging.md).
 _BESIDE = {
     "Conflict": "engine.conflict_log",
+    "Imported": "engine.transfer",
     "Restored": "engine.restored",
     "Restoring": "engine.restored",
     "Resolution": "conflict",

@@ -1,5 +1,6 @@
 """One agent's past: checkpoints, and what it was at each of them."""
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID
 
@@ -71,3 +72,14 @@ class AgentPast(AgentLife):
     async def finish_restore(self) -> list[Restored]:
         """Go on with a restore of this agent that somebody has begun; [] when there is none. Raises as `restore`."""
         return await self._machines.restorer.finish(self._agent)
+
+    async def export(self) -> AsyncIterator[bytes]:
+        """This agent with all of its checkpoints, the last of which is made now, as lines of a file for
+        `store.import_agent`.
+
+        Raises:
+            UnavailableError: the servers went away, or checkpoints were removed meanwhile: begin a new file.
+            ConsistencyError: a checkpoint is damaged.
+        """
+        async for line in self._machines.transfer.exported(self._agent):
+            yield line

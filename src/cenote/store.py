@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
@@ -24,6 +24,7 @@ from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
 from cenote.engine.machines import Machines, reading_only
 from cenote.engine.restored import Restored
+from cenote.engine.transfer import Imported
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError, RejectedError
 from cenote.model.duration import seconds
@@ -158,6 +159,17 @@ class Store:
         differs fits into one atomic batch, else clearly in progress. See `AgentState.restore`."""
         wanted = [(agent_ref(one.agent), one) for one in checkpoints]
         return await self._machines.restorer.restore(wanted) if wanted else []
+
+    async def import_agent(self, lines: AsyncIterable[bytes] | Iterable[bytes]) -> Imported:
+        """Take an agent that `agent.export` wrote: its checkpoints, and its keys as new writes.
+
+        Raises:
+            CodecError: it is no such file, or a damaged one; the line is named, and nothing of it is to be seen.
+            UnknownFormat: a newer cenote wrote it.
+            RejectedError: the agent has keys or checkpoints here.
+            UnavailableError: the servers went away; where the checkpoints are there already, restore the newest.
+        """
+        return await self._machines.transfer.imported(lines)
 
     def counter(self, name: str) -> SwarmCounter:
         """A number that everybody may add to at once, named by 1 to 512 characters. Costs nothing and asks no server.

@@ -1,13 +1,15 @@
-"""Restores without `await`."""
+"""Restores, exports and imports without `await`."""
 
 from collections.abc import Iterable
 from uuid import UUID
 
 from cenote import agent as agents
 from cenote import store as stores
+from cenote.blocking.iteration import Iteration
 from cenote.blocking.thread import LoopThread
 from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.restored import Restored, Restoring
+from cenote.engine.transfer import Imported
 
 
 class AgentRestores:
@@ -28,6 +30,10 @@ class AgentRestores:
         """Go on with what somebody has begun; see the other `finish_restore`."""
         return self._thread.run(self._agent.finish_restore())
 
+    def export(self) -> Iteration[bytes]:
+        """Lines of a file; see the other `export`."""
+        return Iteration(self._thread, self._agent.export(), page=1)
+
 
 class StoreRestores:
     """The part of `Store` that does so for several agents."""
@@ -38,3 +44,7 @@ class StoreRestores:
     def restore(self, checkpoints: Iterable[Checkpoint]) -> list[Restored]:
         """Several agents, all together; see the other `restore`."""
         return self._thread.run(self._store.restore(checkpoints))
+
+    def import_agent(self, lines: Iterable[bytes]) -> Imported:
+        """Take an agent from a file; see the other `import_agent`."""
+        return self._thread.run(self._store.import_agent(lines))

@@ -1,5 +1,6 @@
-"""`restore`: an agent becomes again what a checkpoint holds."""
+"""`restore`, `export`, `import`: an agent becomes what a checkpoint, or a file, holds."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,8 +10,11 @@ from cenote.cli.options import STATE, Common, command
 from cenote.cli.output import note, print_json, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cenote.config import Config
     from cenote.engine.restored import Restored
+    from cenote.engine.transfer import Imported
 
 app = typer.Typer()
 
@@ -45,6 +49,62 @@ def restore(
         if one.left:
             note(f"others have written since, and these stay: {', '.join(map(printable, one.left))}")
     return 0
+
+
+@command(app, "export", panel=STATE)
+def export(common: Common, agent: Agent) -> int:
+    """Write an agent with its checkpoints to standard output, for `cenote import`.
+
+    A file without its last line is not whole: `import` refuses it.
+    """
+    from cenote.cli.reach import wait
+
+    wait(_export(common.load(), agent))
+    return 0
+
+
+@command(app, "import", panel=STATE)
+def import_(
+    common: Common,
+    file: Annotated[
+        typer.FileBinaryRead, typer.Argument(metavar="[FILE]", help="What `export` wrote; -: stdin.")
+    ] = "-",  # type: ignore[assignment]  # what typer opens
+) -> int:
+    """Take an agent that `export` wrote, with its checkpoints; it must not exist here.
+
+    All of it is checked before any of it is to be seen; where it is damaged, the line is named.
+    """
+    from cenote.cli.reach import wait
+
+    done = wait(_import(common.load(), file))
+    if common.json:
+        print_json(
+            {
+                "agent": done.agent,
+                "keys": done.keys,
+                "checkpoints": done.checkpoints,
+                "checkpoint": str(done.checkpoint.id),
+            }
+        )
+    else:
+        print(f"{printable(done.agent)}: {done.keys} keys and {done.checkpoints} checkpoints")
+    return 0
+
+
+async def _export(config: "Config", agent: str) -> None:
+    from cenote.cli.reach import opened
+
+    async with opened(config) as (store, _):
+        async for line in store.agent(agent).export():
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+
+async def _import(config: "Config", lines: "Iterable[bytes]") -> "Imported":
+    from cenote.cli.reach import opened
+
+    async with opened(config) as (store, _):
+        return await store.import_agent(lines)
 
 
 def _plain(one: "Restored") -> dict[str, object]:

@@ -113,7 +113,7 @@ class Fold:
         return page
 
 
-def demand_readable(row: CheckpointRow) -> None:
+def demand_readable(row: NewCheckpoint | CheckpointRow) -> None:
     """Its format is one of ours, and its row is what it was."""
     if row.format > FORMAT:
         raise UnknownFormat(

@@ -18,6 +18,7 @@ from cenote.engine.meeting import Meeting
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
 from cenote.engine.restore import Restorer
+from cenote.engine.transfer import Transfer
 from cenote.engine.writer import Writer
 from cenote.errors import RejectedError
 from cenote.model.entry import FORMAT
@@ -41,6 +42,7 @@ class Machines:
     counter_flush: CounterFlush
     checkpoints: Checkpoints
     restorer: Restorer
+    transfer: Transfer
 
 
 def build(core: Core) -> Machines:
@@ -57,9 +59,11 @@ def build(core: Core) -> Machines:
     conflicts = ConflictLog(core, writer)
     meeting = Meeting(core, writer, conflicts)
     atomic, checkpoints = Atomic(core, writer, meeting), Checkpoints(core)
+    restorer = Restorer(core, writer, atomic, checkpoints)
     return Machines(
         core, writer, meeting, conflicts, atomic, Reader(core, hydrator), hydrator, lease, board, flusher,
-        Counters(core), CounterFlush(core), checkpoints, Restorer(core, writer, atomic, checkpoints),
+        Counters(core), CounterFlush(core), checkpoints, restorer,
+        Transfer(core, checkpoints, restorer),
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from cenote.engine.writer import TOMBSTONE, Base, Content, Writer
 from cenote.errors import ConsistencyError, OutcomeUnknownError, RejectedError, UnavailableError
 from cenote.kv.deadline import patient
 from cenote.model import key as keys
-from cenote.model.entry import Stored, Version
+from cenote.model.entry import Stored
 from cenote.model.kept import Kept
 from cenote.model.uuid7 import uuid7
 from cenote.retry import Backoff
@@ -216,16 +216,15 @@ class Restorer:
     async def _changes(self, part: _Part) -> AsyncIterator[_Change]:
         """Memory: names and a digest of each key."""
         core, agent = self._core, part.agent
-        was: dict[str, tuple[Version, bytes]] = {}
+        was: dict[str, bytes] = {}
         async for kept_page in self._checkpoints.fold(agent, part.before.seq):
-            was.update((kept.key, (kept.version, _mark(kept))) for kept in kept_page)
+            was.update((kept.key, _mark(kept)) for kept in kept_page)
         async for kept_page in self._checkpoints.fold(agent, part.to.seq):
             now_ms = core.now_ms()
             for kept in kept_page:
                 if not kept.live(now_ms):
                     continue  # its time is over: it is not there any more, whatever it was
-                before = was.pop(kept.key, None)
-                if before is None or (kept.version != before[0] and _mark(kept) != before[1]):
+                if was.pop(kept.key, None) != _mark(kept):  # versions prove nothing: it may come from another store
                     content = Content(kept.codec, kept.body, kept.expires_ms)
                     yield _Change(part, core.target(agent, kept.key), content)
         for key in was:
