@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tests.witness import another, reached
 
 import cenote
-from cenote.testing import TestServers
+from cenote.testing import FaultProxy, TestServers
 
 ASKER = Path(__file__).parent / "asker.py"
 
@@ -194,3 +195,51 @@ async def test_every_caller_has_a_copy_of_his_own(cenote_servers: TestServers) -
         large = "x".join(str(n) for n in range(400_000))
         assert await store.cache.get_or_load("large", Loader(large)) == large
         assert store.cache.counts.unshared == 1
+
+
+async def test_an_answer_begun_before_a_delete_or_a_put_is_not_kept(cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh()) as store, another(store) as other:
+        for writer in (store, other):
+            for change in (writer.cache.delete("k"), writer.cache.put("k", "newer")):
+                await store.cache.delete("k")
+                load = Loader("old", 0.5)
+                asked = asyncio.create_task(store.cache.get_or_load("k", load))
+                await reached(lambda load=load: load.calls == 1, "the load")
+                await change
+                assert await asked == "old"
+                kept = await store.cache.get("k")
+                assert kept in (None, "newer"), (writer is store, kept)
+                assert await other.cache.get("k") == kept
+
+
+async def test_kv_away_neither_fails_nor_delays_for_long(cenote_servers: TestServers) -> None:
+    """Every process makes its own answers then, and an old one is given as ever."""
+    async with (
+        FaultProxy(urlsplit(cenote_servers.by_url()["kv"]).port or 0) as proxy,
+        cenote.open(**cenote_servers.by_url(kv_port=proxy.port, flush__drain_ms=0)) as store,
+    ):
+        load = Loader(1)
+        assert await store.cache.get_or_load("k", load) == 1
+        assert await store.cache.get_or_load("k", load) == 1
+        proxy.hold()
+        began = time.monotonic()
+        assert await store.cache.get_or_load("other", Loader(2)) == 2
+        assert time.monotonic() - began < 20  # 2 s and 1 attempt, on a machine that is not this busy
+        assert store.cache.counts.unshared == 1
+        assert await store.cache.get_or_load("other", Loader(3)) == 2
+        proxy.heal()
+    assert load.calls == 1
+
+
+async def test_what_a_loader_raises_gives_way_to_an_old_answer_or_comes_out(cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh()) as store:
+        load = Loader(1)
+        await store.cache.get_or_load("k", load, ttl=timedelta(milliseconds=200), stale=60)
+        await asyncio.sleep(0.3)
+        load.error = TimeoutError()
+        assert await store.cache.get_or_load("k", load, stale=60) == 1
+        load.error = cenote.NotFoundError("the cave was filled in")
+        with pytest.raises(cenote.NotFoundError, match="filled in"):
+            await store.cache.get_or_load("k", load, stale=60)
+        with pytest.raises(cenote.RejectedError, match="stale"):
+            await store.cache.get_or_load("k", load, stale=1e12)

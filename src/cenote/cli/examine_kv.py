@@ -104,7 +104,7 @@ class ExamineKv:
         wanted = {
             AGENT_STATE: state,
             SESSION_DATA: ttl_config(names, SESSION_DATA, config.kv),
-            QUERY_CACHE: ttl_config(names, QUERY_CACHE, config.kv, config.cache.ttl_s),
+            QUERY_CACHE: ttl_config(names, QUERY_CACHE, config.kv, config.cache.ttl_s) | {"discard": "old"},
         }
         self.facts.known = True
         for bucket, settings in wanted.items():

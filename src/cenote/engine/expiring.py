@@ -65,10 +65,11 @@ class Expiring:
         """The subject of the entry whose write was announced."""
         return self._stream.prefix + announced.removeprefix(self.told)
 
-    def key(self, subject: str) -> str | None:
-        """The key behind a subject; None where there is none: an entry with a mark."""
+    def key(self, subject: str, mark: str = "") -> str | None:
+        """The key behind a subject with this mark; None where there is none."""
+        token = subject.removeprefix(self._stream.prefix)
         try:
-            return keys.decode_token(subject.removeprefix(self._stream.prefix))
+            return keys.decode_token(token.removeprefix(mark)) if token.startswith(mark) else None
         except CodecError:
             return None
 
@@ -122,13 +123,13 @@ class Expiring:
         header = entry.header("", op) + _DELETED + b"Nats-TTL: %ds\r\n" % _DELETED_KEPT_S
         await self._publish(subject, header, b"", op, over, backoff)
 
-    async def page(self, after: int, count: int) -> tuple[list[tuple[str, Kept]], bool]:
-        """Live entries by key, in the order in which they were written, behind a sequence; whether there are more."""
+    async def page(self, after: int, count: int, mark: str = "") -> tuple[list[tuple[str, Kept]], bool]:
+        """Live entries with a mark by key, behind a sequence, in the order of writing; whether there are more."""
         await self.ready()
         found: list[tuple[str, Kept]] = []
         with reading():
             async for message in self._stream.live(from_sequence=after + 1):
-                key, kept = self.key(message.subject), _kept(message)
+                key, kept = self.key(message.subject, mark), _kept(message)
                 if key is None or kept.gone or kept.expires_ms <= self._core.now_ms():
                     continue
                 if len(found) == count:

@@ -9,15 +9,23 @@ every process makes its own answers, and nobody is refused for the cache's sake.
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cenote import limits
 from cenote.engine.core import Core
 from cenote.engine.expiring import Expiring
-from cenote.errors import BackpressureError, CenoteError, NotFoundError, OutcomeUnknownError, RejectedError
+from cenote.engine.near import ABSENT, Answer, Near
+from cenote.errors import (
+    BackpressureError,
+    CenoteError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RejectedError,
+    UnavailableError,
+)
 from cenote.kv.errors import WrongSequence
 from cenote.model import value as values
 from cenote.naming import ANSWERS
@@ -25,11 +33,10 @@ from cenote.retry import Backoff
 
 log = logging.getLogger("cenote.engine")
 
-_ABSENT: Final = "absent"  # the codec of a negative answer
 _LEASE_MS: Final = 3_000
-_BRIEF_MS: Final = 1_000  # longer than that nobody waits for the cache's own sake
+_BRIEF_MS: Final = 2_000  # longer than that nobody waits for the cache's own sake
+_AWAY_S: Final = 1.0  # after a failure KV is left alone for so long
 _LEASE_MARK: Final = "=load."
-_OVERHEAD_BYTES: Final = 400  # about what a slot takes beside its texts
 _LOOK_S: Final = 0.05  # between two looks of those who wait for another process; what it stores they hear at once
 
 
@@ -66,20 +73,6 @@ class CacheCounts:
     unshared: int = 0
 
 
-class _Answer(NamedTuple):
-    codec: str
-    body: bytes
-    expires_ms: int
-
-    def value(self, key: str) -> Any:
-        """A copy of its own for each caller."""
-        if self.codec == _ABSENT:
-            raise NotFoundError(
-                f"there is no answer for {key!r}", key=key, hint="that is remembered; `delete` forgets it"
-            )
-        return values.decode(self.codec, self.body)
-
-
 class Tiered:
     """The cache of one process, and its share of everybody's."""
 
@@ -88,20 +81,21 @@ class Tiered:
         self.counts = CacheCounts()
         self._core = core
         self._bucket = Expiring(core, ANSWERS, discard="old", tells=True)
-        self._near = _Near(memory.entries_max, memory.bytes_max // limits.ANSWERS_SHARE, int(memory.ttl_s * 1000))
-        self._loading: dict[str, asyncio.Task[_Answer]] = {}
+        self._near = Near(memory.entries_max, memory.bytes_max // limits.ANSWERS_SHARE, int(memory.ttl_s * 1000))
+        self._loading: dict[str, asyncio.Task[Answer]] = {}
         self._heard: dict[str, asyncio.Event] = {}
-        self._reading: dict[str, list[_Flight]] = {}
+        self._flights: dict[str, list[_Flight]] = {}
         self._listening = False
+        self._away_until_s = 0.0
 
-    async def get(self, key: str) -> _Answer | None:
+    async def get(self, key: str) -> Answer | None:
         """An answer whose time is not over, from memory or KV. UnavailableError when KV cannot be asked."""
         subject, now_ms = self._bucket.subject(key), self._core.now_ms()
         near = self._near.get(subject, now_ms)
         if near is not None:
             self.counts.hits_l1 += 1
             return near
-        known = await self._far(subject)
+        known = (await self._far(subject)).answer
         if known is None or known.expires_ms <= now_ms:
             return None
         self.counts.hits_kv += 1
@@ -111,16 +105,16 @@ class Tiered:
         """Keep an answer. RejectedError, UnavailableError, BackpressureError: nobody else will see it."""
         codec, body = _encoded(value, key)
         subject = self._bucket.subject(key)
-        self._near.drop(subject)
-        await self._share(subject, _Answer(codec, body, self._core.now_ms() + ttl_ms), 0)
-        self._near.drop(subject)
+        self._forget(subject)
+        await self._share(subject, Answer(codec, body, self._core.now_ms() + ttl_ms), 0, None)
+        self._forget(subject)
 
     async def delete(self, key: str) -> None:
         """Forget an answer, everywhere. Raises UnavailableError, OutcomeUnknownError."""
         subject = self._bucket.subject(key)
-        self._near.drop(subject)
+        self._forget(subject)
         await self._bucket.delete(subject, over=None, backoff=self._backoff(self._core.config.retry.deadline_ms))
-        self._near.drop(subject)
+        self._forget(subject)
 
     def evict_expired(self) -> int:
         """Give back the memory of what is over; how many that were. What nobody asks for leaves by itself, later."""
@@ -133,40 +127,69 @@ class Tiered:
         if near is not None:
             self.counts.hits_l1 += 1
             return near.value(key)
-        old: _Answer | None = None
-        with contextlib.suppress(CenoteError):  # then it is made anew
-            old = await self._far(subject)
-            if old is not None and old.expires_ms > now_ms:
-                self.counts.hits_kv += 1
-                return old.value(key)
-        if old is not None and (old.codec == _ABSENT or old.expires_ms + terms.stale_ms <= now_ms):
+        old = None
+        if time.monotonic() >= self._away_until_s:
+            with contextlib.suppress(CenoteError):  # then it is made anew
+                async with self._briefly():
+                    old = (await self._far(subject)).answer
+                if old is not None and old.expires_ms > now_ms:
+                    self.counts.hits_kv += 1
+                    return old.value(key)
+        if old is not None and (old.codec == ABSENT or old.expires_ms + terms.stale_ms <= now_ms):
             old = None
         return (await self._loaded(subject, key, loader, terms, old)).value(key)
 
     # --- within ---------------------------------------------------------------------------------------------
 
-    async def _far(self, subject: str) -> _Answer | None:
-        """What KV has. It is kept here, unless somebody has written it while we read."""
-        self._listen()
-        reading = self._reading.setdefault(subject, [])
-        flight = _Flight()
-        reading.append(flight)
+    @contextlib.asynccontextmanager
+    async def _briefly(self) -> AsyncIterator[None]:
+        """What KV does not do soon, it does not do for us; the next questions then do without it for a while."""
         try:
-            kept = await self._bucket.read(subject)
+            async with asyncio.timeout(_BRIEF_MS / 1000):
+                yield
+        except (TimeoutError, UnavailableError) as error:
+            self._away_until_s = time.monotonic() + _AWAY_S
+            if isinstance(error, UnavailableError):
+                raise
+            raise UnavailableError("KV did not answer in time", tier="DISTRIBUTED_KV") from error
+
+    @contextlib.contextmanager
+    def _watched(self, subject: str) -> Iterator["_Flight"]:
+        """Notes whether anybody writes the entry meanwhile, this process included."""
+        self._listen()
+        flights, flight = self._flights.setdefault(subject, []), _Flight()
+        flights.append(flight)
+        try:
+            yield flight
         finally:
-            reading.remove(flight)
-            if not reading:
-                self._reading.pop(subject, None)
+            flights.remove(flight)
+            if not flights:
+                self._flights.pop(subject, None)
+
+    async def _far(self, subject: str) -> "_Found":
+        """What KV has. It is kept here, unless somebody has written it while we read."""
+        with self._watched(subject) as flight:
+            kept = await self._bucket.read(subject)
         if kept is None or kept.gone:
-            return None
-        answer = _Answer(kept.codec, kept.body, kept.expires_ms)
+            return _Found(None, 0 if kept is None else kept.sequence)
+        answer = Answer(kept.codec, kept.body, kept.expires_ms)
         if not flight.overtaken:
             self._near.set(subject, answer, self._core.now_ms())
-        return answer
+        return _Found(answer, kept.sequence)
+
+    def _forget(self, subject: str) -> None:
+        """What is written now is newer than what is held, read or made here: who asks from now on begins anew."""
+        self._loading.pop(subject, None)
+        self._written(subject)
+
+    def _written(self, subject: str) -> None:
+        self._near.drop(subject)
+        for flight in self._flights.get(subject, ()):
+            flight.overtaken = True
 
     async def _loaded(
-        self, subject: str, key: str, loader: Callable[[], Awaitable[Any]], terms: Terms, old: _Answer | None
-    ) -> _Answer:
+        self, subject: str, key: str, loader: Callable[[], Awaitable[Any]], terms: Terms, old: Answer | None
+    ) -> Answer:
         task = self._loading.get(subject)
         if task is None:
             task = asyncio.create_task(self._load(subject, key, loader, terms), name="cenote-load")
@@ -178,83 +201,92 @@ class Tiered:
         try:
             async with asyncio.timeout(patience_s):
                 return await asyncio.shield(task)
-        except TimeoutError:
-            if old is None or task.done():
-                raise
-        except Exception:
+        except NotFoundError:
+            raise  # that is an answer
+        except Exception:  # of the loader, or it takes too long
             if old is None:
                 raise
             log.debug("an old answer for %s is given: none could be made", key, exc_info=True)
         self.counts.stale += 1
         return old
 
-    def _ended(self, subject: str, task: asyncio.Task[_Answer]) -> None:
-        self._loading.pop(subject, None)
+    def _ended(self, subject: str, task: asyncio.Task[Answer]) -> None:
+        if self._loading.get(subject) is task:
+            del self._loading[subject]
         if not task.cancelled():
             task.exception()  # those who waited were told; nobody may have
 
-    async def _load(self, subject: str, key: str, loader: Callable[[], Awaitable[Any]], terms: Terms) -> _Answer:
+    async def _load(self, subject: str, key: str, loader: Callable[[], Awaitable[Any]], terms: Terms) -> Answer:
         async with contextlib.AsyncExitStack() as lease:
+            over: int | None = None
             try:
-                made = await self._turn(subject, key, lease)
+                if time.monotonic() >= self._away_until_s:
+                    found = await self._turn(subject, key, lease)
+                    if found.answer is not None and found.answer.expires_ms > self._core.now_ms():
+                        self.counts.waited += 1
+                        return found.answer
+                    over = found.sequence
             except CenoteError as error:
                 log.debug("no lease for an answer: %r", error)
-                made = None
-            if made is not None:
-                self.counts.waited += 1
-                return made
-            answer = await self._make(key, loader, terms)
-            if answer.expires_ms:
-                try:
-                    await self._share(subject, answer, 0 if answer.codec == _ABSENT else terms.stale_ms)
-                except CenoteError as error:
-                    self.counts.unshared += 1
-                    log.debug("an answer is not shared: %s", error)
-                    self._near.set(subject, answer, self._core.now_ms())
+            with self._watched(subject) as flight:
+                answer = await self._make(key, loader, terms)
+            await self._kept(subject, answer, terms, over, flight)
             return answer
 
-    async def _make(self, key: str, loader: Callable[[], Awaitable[Any]], terms: Terms) -> _Answer:
+    async def _kept(self, subject: str, answer: Answer, terms: Terms, over: int | None, flight: "_Flight") -> None:
+        """Keep what was made, in KV or else here, unless somebody wrote or deleted the entry meanwhile."""
+        try:
+            if over is None:
+                raise UnavailableError("KV was away when the answer was begun", tier="DISTRIBUTED_KV")
+            async with self._briefly():
+                await self._share(subject, answer, 0 if answer.codec == ABSENT else terms.stale_ms, over)
+        except WrongSequence:
+            return
+        except CenoteError as error:
+            self.counts.unshared += 1
+            log.debug("an answer is not shared: %s", error)
+            if not flight.overtaken:
+                self._near.set(subject, answer, self._core.now_ms())
+
+    async def _make(self, key: str, loader: Callable[[], Awaitable[Any]], terms: Terms) -> Answer:
         self.counts.loads += 1
         try:
             value = await loader()
         except NotFoundError:
-            expires_ms = self._core.now_ms() + terms.absent_ms if terms.absent_ms else 0
-            if not expires_ms:
+            if not terms.absent_ms:
                 raise
-            return _Answer(_ABSENT, b"", expires_ms)
+            return Answer(ABSENT, b"", self._core.now_ms() + terms.absent_ms)
         except BaseException:
             self.counts.failed += 1
             raise
-        return _Answer(*_encoded(value, key), self._core.now_ms() + terms.ttl_ms)
+        return Answer(*_encoded(value, key), self._core.now_ms() + terms.ttl_ms)
 
-    async def _share(self, subject: str, answer: _Answer, keep_ms: int) -> None:
+    async def _share(self, subject: str, answer: Answer, keep_ms: int, over: int | None) -> None:
         if len(answer.body) > limits.INLINE_BYTES_MAX:
             raise BackpressureError(f"an answer of {len(answer.body)} bytes is too large to be shared")
         await self._bucket.write(
-            subject, answer.codec, answer.body, expires_ms=answer.expires_ms, keep_ms=keep_ms, over=None,
+            subject, answer.codec, answer.body, expires_ms=answer.expires_ms, keep_ms=keep_ms, over=over,
             backoff=self._backoff(_BRIEF_MS),
         )  # fmt: skip
 
     # --- one process of many --------------------------------------------------------------------------------
 
-    async def _turn(self, subject: str, key: str, lease: contextlib.AsyncExitStack) -> _Answer | None:
-        """None: it is this process's turn to make the answer; else the one that another has made meanwhile."""
+    async def _turn(self, subject: str, key: str, lease: contextlib.AsyncExitStack) -> "_Found":
+        """The answer that another has made meanwhile; or, where none is live, it is this process's turn to make it."""
         beside = self._bucket.subject(key, _LEASE_MARK)
         heard = self._heard.setdefault(subject, asyncio.Event())
         self._listen()
         try:
             while True:
-                held = await self._bucket.read(beside)
-                free = held is None or held.gone or held.expires_ms <= self._core.now_ms()
-                if free and (taken := await self._taken(beside, 0 if held is None else held.sequence)):
-                    lease.push_async_callback(
-                        self._release, beside, taken, asyncio.create_task(self._renew(beside, taken))
-                    )
-                made = await self._far(subject)
-                if made is not None and made.expires_ms > self._core.now_ms():
-                    return made
-                if free and taken:
-                    return None
+                async with self._briefly():
+                    mine = await self._taken(beside)
+                    if mine is not None:
+                        renewing = asyncio.create_task(self._renew(beside, mine))
+                        lease.push_async_callback(self._release, beside, mine, renewing)
+                    found = await self._far(subject)
+                made = found.answer is not None and found.answer.expires_ms > self._core.now_ms()
+                if made or mine is not None:
+                    return found
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_S):
                         await heard.wait()
@@ -262,8 +294,12 @@ class Tiered:
         finally:
             self._heard.pop(subject, None)
 
-    async def _taken(self, beside: str, over: int) -> "_Lease | None":
-        lease = _Lease(over)
+    async def _taken(self, beside: str) -> "_Lease | None":
+        """The lease, if nobody holds it."""
+        held = await self._bucket.read(beside)
+        if held is not None and not held.gone and held.expires_ms > self._core.now_ms():
+            return None
+        lease = _Lease(0 if held is None else held.sequence)
         try:
             await self._hold(beside, lease)
         except (WrongSequence, OutcomeUnknownError):
@@ -310,9 +346,7 @@ class Tiered:
 
     def _on_write(self, subject: bytes, _reply: bytes, _header: bytes, _payload: bytes) -> None:
         text = self._bucket.told_of(subject.decode("ascii"))
-        self._near.drop(text)
-        for flight in self._reading.get(text, ()):
-            flight.overtaken = True
+        self._written(text)
         heard = self._heard.get(text)
         if heard is not None:
             heard.set()
@@ -321,9 +355,16 @@ class Tiered:
         return Backoff(self._core.config.retry, deadline_ms)
 
 
+class _Found(NamedTuple):
+    """What KV has of a key; sequence: what whoever takes its place must name."""
+
+    answer: Answer | None
+    sequence: int
+
+
 @dataclass(eq=False)
 class _Flight:
-    """A read of KV on its way; overtaken: somebody wrote the entry meanwhile."""
+    """A read of KV, or a load, on its way; overtaken: somebody wrote the entry meanwhile."""
 
     overtaken: bool = False
 
@@ -333,60 +374,6 @@ class _Lease:
     """The right to make an answer: the place of its entry."""
 
     sequence: int
-
-
-class _Near:
-    """This process's memory of answers: the least recently used one leaves first, and none stays beyond its time."""
-
-    def __init__(self, entries_max: int, bytes_max: int, ttl_ms: int) -> None:
-        self._held: OrderedDict[str, tuple[_Answer, int]] = OrderedDict()
-        self._entries_max, self._bytes_max, self._ttl_ms = entries_max, bytes_max, ttl_ms
-        self._bytes = 0
-
-    def get(self, subject: str, now_ms: int) -> _Answer | None:
-        """The answer, if its time is not over."""
-        found = self._held.get(subject)
-        if found is None:
-            return None
-        answer, until_ms = found
-        if until_ms <= now_ms:
-            self.drop(subject)
-            return None
-        self._held.move_to_end(subject)
-        return answer
-
-    def set(self, subject: str, answer: _Answer, now_ms: int) -> None:
-        """Hold it, and let go of others for it."""
-        self.drop(subject)
-        size = _size(subject, answer)
-        if answer.expires_ms <= now_ms or size > self._bytes_max:
-            return
-        self._held[subject] = answer, min(answer.expires_ms, now_ms + self._ttl_ms)
-        self._bytes += size
-        while len(self._held) > self._entries_max or self._bytes > self._bytes_max:
-            self.drop(next(iter(self._held)))
-
-    def drop(self, subject: str) -> None:
-        """Let go of one."""
-        found = self._held.pop(subject, None)
-        if found is not None:
-            self._bytes -= _size(subject, found[0])
-
-    def clear(self) -> None:
-        """Let go of all."""
-        self._held.clear()
-        self._bytes = 0
-
-    def sweep(self, now_ms: int) -> int:
-        """Let go of what is over; how many."""
-        over = [subject for subject, (_, until_ms) in self._held.items() if until_ms <= now_ms]
-        for subject in over:
-            self.drop(subject)
-        return len(over)
-
-
-def _size(subject: str, answer: _Answer) -> int:
-    return len(subject) + len(answer.body) + _OVERHEAD_BYTES
 
 
 def _encoded(value: object, key: str) -> tuple[str, bytes]:

@@ -177,7 +177,7 @@ def state_faults(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 def ttl_faults(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The same for SESSION_DATA and QUERY_CACHE, which may lose entries to age but to nothing else."""
-    must = ("subjects", "retention", "max_msgs_per_subject", "allow_direct", "allow_msg_ttl")
+    must = ("subjects", "retention", "max_msgs_per_subject", "discard", "allow_direct", "allow_msg_ttl")
     return [
         f"{name} is {found.get(name)!r}, must be {wanted[name]!r}"
         for name in must

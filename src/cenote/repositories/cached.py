@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final
 
+from cenote import limits
 from cenote.engine.machines import Machines
 from cenote.engine.tiered import CacheCounts, Terms, Tiered
 from cenote.errors import RejectedError
@@ -41,7 +42,8 @@ class Answers:
             key: 1 to 512 characters.
             loader: a coroutine function; its result is a value that an agent's key could hold.
             ttl: how long an answer is kept; None: `cache.ttl_s`. No copy outlives it.
-            stale: when `loader` raises, the old answer is given for so long after its time.
+            stale: when `loader` raises, but for NotFoundError, the old answer is given for so long after its time, if
+                it was made with this argument, too.
             soft_timeout: when `loader` takes longer than this, too, and goes on for those who ask next.
             absent: when `loader` raises NotFoundError, that is kept for so long.
 
@@ -85,4 +87,7 @@ class Answers:
 
 
 def _ms(duration: timedelta | float, name: str) -> int:
-    return int((seconds(duration, name) or 0) * 1000)
+    given = seconds(duration, name) or 0
+    if given > limits.TTL_S_MAX:
+        raise RejectedError(f"{name}: {given} s is more than {limits.TTL_S_MAX // 86_400} days")
+    return int(given * 1000)

@@ -134,7 +134,7 @@ class Sessions(Repository[Session, str]):
         """
         cursors = Cursors(self._core.epochs.store_id, "sessions")
         after = 0 if cursor is None else cursors.read(cursor)[0]
-        found, more = await self._bucket.page(after, page_limit(limit))
+        found, more = await self._bucket.page(after, page_limit(limit), self._mark)
         items: builtins.list[Session] = [_session(key, kept) for key, kept in found]
         return Page(items, cursors.write(found[-1][1].sequence) if more else None)
 
