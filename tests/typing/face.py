@@ -23,3 +23,11 @@ async def a_program() -> None:
         async with aclosing(store.messages.subscribe(to="scout-7")) as messages:
             async for message in messages:
                 assert_type(message, cenote.Message)
+        session = await store.sessions.create({"user": "ada"})
+        assert_type(await store.sessions.find(session.id), cenote.Session)
+        assert_type(await store.cache.get_or_load("depth", depth), int)
+        assert_type(await store.data("TASK_INFO").search({"depth_m": 40}), list[cenote.Match])
+
+
+async def depth() -> int:
+    return 40

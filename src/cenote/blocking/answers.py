@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from cenote.blocking.thread import LoopThread
 from cenote.engine.tiered import CacheCounts
 from cenote.repositories import cached
+
+T = TypeVar("T")
 
 
 class Answers:
@@ -25,16 +27,16 @@ class Answers:
     def get_or_load(
         self,
         key: str,
-        loader: Callable[[], Any],
+        loader: Callable[[], T],
         *,
         ttl: timedelta | None = None,
         stale: timedelta | float = cached.NOTHING,
         soft_timeout: timedelta | float | None = None,
         absent: timedelta | float = cached.NOTHING,
-    ) -> Any:
+    ) -> T:
         """The answer, as it is kept or as `loader`, a plain function that may wait, makes it; see the other one."""
 
-        async def load() -> Any:
+        async def load() -> T:
             return await asyncio.to_thread(loader)
 
         work = self._inner.get_or_load(key, load, ttl=ttl, stale=stale, soft_timeout=soft_timeout, absent=absent)

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from cenote import limits
 from cenote.engine.machines import Machines
@@ -10,6 +10,8 @@ from cenote.engine.tiered import CacheCounts, Terms, Tiered
 from cenote.errors import RejectedError
 from cenote.model.duration import seconds
 from cenote.model.entry import ttl_ms
+
+T = TypeVar("T")
 
 NOTHING: Final = timedelta(0)
 
@@ -29,13 +31,13 @@ class Answers:
     async def get_or_load(
         self,
         key: str,
-        loader: Callable[[], Awaitable[Any]],
+        loader: Callable[[], Awaitable[T]],
         *,
         ttl: timedelta | None = None,
         stale: timedelta | float = NOTHING,
         soft_timeout: timedelta | float | None = None,
         absent: timedelta | float = NOTHING,
-    ) -> Any:
+    ) -> T:
         """The answer: as it is kept, or as `loader` makes it now; of all who ask at once, in all processes, one does.
 
         Args:
@@ -59,7 +61,8 @@ class Answers:
         )
         if not callable(loader):
             raise RejectedError("loader: a coroutine function is needed")
-        return await self._tiers.find(key, loader, terms)
+        found: T = await self._tiers.find(key, loader, terms)
+        return found
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The answer as it is kept; `default` when there is none, or its time is over.
