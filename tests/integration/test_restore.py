@@ -154,6 +154,19 @@ async def test_a_large_one_is_in_progress_until_somebody_finishes_it(
         assert await state(theirs) == was
 
 
+async def test_several_that_restore_at_once_do_no_harm(cenote_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ATOMIC_KEYS_MAX", 7)
+    agent = cenote_store.agent("scout")
+    was = await filled(agent)
+    mark = await agent.checkpoint()
+    await agent.put_many(dict.fromkeys(was, "new") | {"fresh": 1})
+    async with another(cenote_store) as store:
+        theirs = store.agent("scout")
+        await asyncio.gather(agent.restore(mark), theirs.restore(mark), agent.restore(mark), theirs.finish_restore())
+        assert await theirs.restoring() is None
+        assert await state(theirs) == was
+
+
 async def test_without_batches_it_is_in_progress(cenote_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = cenote_store.agent("scout")
     was = await filled(agent)

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from cenote.errors import AlreadyExistsError
 from cenote.model.entry import Version
 from cenote.sql.pool import Database
 
@@ -38,10 +39,13 @@ class RestoreTable:
         moment: Version,
     ) -> bool:
         """Begin one; false when one of these agents has another that is not finished."""
-        rows = await self._db.fetch(
-            self._db.queries["restore_add"], [one[0] for one in agents], [one[1] for one in agents], restore_id,
-            list(checkpoints), list(before), *moment,
-        )  # fmt: skip
+        try:
+            rows = await self._db.fetch(
+                self._db.queries["restore_add"], [one[0] for one in agents], [one[1] for one in agents], restore_id,
+                list(checkpoints), list(before), *moment,
+            )  # fmt: skip
+        except AlreadyExistsError:
+            return False  # it began at the same instant
         return bool(rows)
 
     async def find(self, agents: Sequence[UUID]) -> list[RestoreRow]:
