@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from cenote.conflict import Side as Side
     from cenote.conflict import Strategy as Strategy
     from cenote.conflict import resolve as resolve
+    from cenote.engine.bed import Slept as Slept
     from cenote.engine.conflict_log import Conflict as Conflict
     from cenote.engine.counters import SwarmCounter as SwarmCounter
     from cenote.engine.hydrator import Hydrated as Hydrated
+    from cenote.engine.hydrator import Progress as Progress
+    from cenote.engine.lifecycle import LifecycleEvent as LifecycleEvent
     from cenote.engine.monitor import Stats as Stats
     from cenote.engine.receipt import Receipt as Receipt
     from cenote.engine.restored import Restored as Restored
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from cenote.errors import ConflictError as ConflictError
     from cenote.errors import ConsistencyError as ConsistencyError
     from cenote.errors import ExpiredError as ExpiredError
+    from cenote.errors import LifecycleError as LifecycleError
     from cenote.errors import NotDurableError as NotDurableError
     from cenote.errors import NotFoundError as NotFoundError
     from cenote.errors import OutcomeUnknownError as OutcomeUnknownError
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from cenote.errors import UnresolvedError as UnresolvedError
     from cenote.health import Health as Health
     from cenote.health import Verdict as Verdict
+    from cenote.lifecycle import Event as Event
+    from cenote.lifecycle import Phase as Phase
     from cenote.model.clock import HybridClock as HybridClock
     from cenote.model.clock import VectorClock as VectorClock
     from cenote.model.clocked import Clocked as Clocked
@@ -148,6 +154,12 @@ _BESIDE = {
     "NewTask": "repositories.tasks_entity",
     "Task": "repositories.tasks_entity",
     "SwarmCounter": "engine.counters",
+    "Event": "lifecycle",
+    "LifecycleError": "errors",
+    "LifecycleEvent": "engine.lifecycle",
+    "Phase": "lifecycle",
+    "Progress": "engine.hydrator",
+    "Slept": "engine.bed",
     "TransactionError": "errors",
     "UnresolvedError": "errors",
     "Category": "routing",

@@ -73,6 +73,11 @@ COUNTERS_PAGE: Final = 1_000  # totals of one flush
 SWEEP_S_MAX: Final = 300  # so often at least the active flusher looks for what may leave SQL (rules 12, 20, 21)
 BLOB_UNREFERENCED_S: Final = 86_400  # a blob that nothing refers to leaves SQL after a day (rule 20)
 FLUSHER_FORGOTTEN_S: Final = 86_400  # a flusher that committed nothing for a day is not told of any more
+LIFE_LEASE_MS: Final = 5_000  # who works on an agent as a whole is believed dead after this silence …
+LIFE_RENEW_MS: Final = 1_000  # … and says so often that he is not
+LIFE_PAGE_AGENTS: Final = 500  # agents of one look for those that have expired, and of one warm-up at a time
+WARM_UP_AT_ONCE_MAX: Final = 256  # agents that one warm-up brings in side by side
+LIFE_EVENTS_S: Final = 30 * 86_400  # events of agents' lives are kept so long
 REWIND_GAP: Final = 1_000_000  # after an unclean stop an embedded stream skips so many sequences
 
 # --- queues and batches --------------------------------------------------------------------------------------
@@ -157,6 +162,7 @@ assert MESSAGE_BYTES_MAX + MESSAGE_METADATA_BYTES_MAX < MESSAGES_BATCH_BYTES_MAX
 assert CHECKPOINT_TAIL_MS < CHECKPOINT_TAIL_MS_MAX < EVICT_AGE_MIN_MS
 assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
 assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
+assert LIFE_RENEW_MS * 3 <= LIFE_LEASE_MS
 assert ACK_PROGRESS_MS * 3 <= ACK_WAIT_S * 1000
 assert PROBE_INTERVAL_MS * 3 <= SILENCE_MS_MAX
 assert INLINE_BYTES_MAX + 8 * KIB < PAYLOAD_BYTES_MAX

@@ -22,11 +22,13 @@ from cenote.engine.changes import Change, Changes
 from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
+from cenote.engine.hydrator import Hydrated
 from cenote.engine.machines import Machines, reading_only
 from cenote.engine.restored import Restored
 from cenote.engine.transfer import Imported
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError, RejectedError
+from cenote.limits import WARM_UP_AT_ONCE_MAX
 from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Version
 from cenote.model.key import RESERVED_AGENTS, agent_ref
@@ -193,6 +195,25 @@ class Store:
         await Barrier(self._core).everything(timeout_s)
         left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
         await self._machines.counter_flush.everything(left_s)
+
+    async def warm_up(
+        self,
+        agents: Iterable[str | UUID],
+        *,
+        at_once: int = 16,
+        progress: Callable[[str, Hydrated], object] | None = None,
+    ) -> dict[str, Hydrated]:
+        """Bring many agents back into KV, so many side by side; what came of each, by its name. `progress` is called
+        after each of them.
+
+        Raises:
+            PartialError: `.failed` names those that were not hydrated, with why; the others were.
+            UnavailableError: PostgreSQL does not answer; those that came stay.
+        """
+        if not 1 <= at_once <= WARM_UP_AT_ONCE_MAX:
+            raise RejectedError(f"at_once: 1 to {WARM_UP_AT_ONCE_MAX}, not {at_once}")
+        refs = list(dict.fromkeys(agent_ref(one) for one in agents))
+        return await self._machines.hydration.many(refs, at_once, progress)
 
     async def stats(self) -> monitor.Stats:
         """Counts, lag and violations; see `Stats`. UnavailableError when KV cannot be reached."""

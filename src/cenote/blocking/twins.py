@@ -15,6 +15,7 @@ from cenote import agent as agents
 from cenote import store as stores
 from cenote import typed as typeds
 from cenote.agent import Durability
+from cenote.blocking.agent_life import AgentLife, WarmUp
 from cenote.blocking.agents import Agents
 from cenote.blocking.answers import Answers
 from cenote.blocking.iteration import Iteration
@@ -31,7 +32,6 @@ from cenote.config import Config
 from cenote.engine import counters
 from cenote.engine.changes import Change
 from cenote.engine.conflict_log import Conflict
-from cenote.engine.hydrator import Hydrated
 from cenote.engine.monitor import Stats
 from cenote.health import Health
 from cenote.model.entry import Entry, Version
@@ -46,7 +46,7 @@ _ABSENT: Any = object()
 Condition = Version | Receipt | Entry | int | None
 
 
-class AgentState(AgentRestores):
+class AgentState(AgentLife, AgentRestores):
     """See `cenote.AgentState`. Get it from `store.agent()`; threads may share it."""
 
     def __init__(self, thread: LoopThread, agent: agents.AgentState) -> None:
@@ -159,14 +159,6 @@ class AgentState(AgentRestores):
         """One key bound to a class; see `cenote.AgentState.typed`."""
         return Typed(self._thread, self._agent.typed(key, cls))
 
-    def hydrate(self) -> Hydrated:
-        """Bring all keys back into KV; see `cenote.AgentState.hydrate`."""
-        return self._thread.run(self._agent.hydrate())
-
-    def flush(self, timeout: timedelta | float | None = None) -> None:
-        """Wait until PostgreSQL has all of this agent; see `cenote.AgentState.flush`."""
-        self._thread.run(self._agent.flush(timeout))
-
 
 class Typed(Generic[T]):
     """One key of one agent, bound to a class."""
@@ -223,7 +215,7 @@ class SwarmCounter:
         return self._thread.run(self._counter.value())
 
 
-class Store(StoreRestores):
+class Store(WarmUp, StoreRestores):
     """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
 
     def __init__(self, thread: LoopThread, store: stores.Store) -> None:

@@ -141,6 +141,11 @@ class Cache:
         self._events[hash(subject) % _COUNTERS] += 1
         self._remove(subject)
 
+    def forget_all(self, prefix: str) -> None:
+        """Drop the copies of all keys whose subject begins so. They are true: nothing else need be known."""
+        for subject in [one for one in self._slots if one.startswith(prefix)]:
+            self._remove(subject)
+
     def clear(self) -> None:
         """Drop everything and refuse all fills under way: a gap, a reconnect or an epoch change."""
         self._clears += 1

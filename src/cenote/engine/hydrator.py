@@ -9,6 +9,7 @@ that is not believed by anybody, and replaced by compare-and-set on its own sequ
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -25,6 +26,7 @@ from cenote.kv.mux import Reply
 from cenote.kv.stream import sequence_of
 from cenote.model import key as keys
 from cenote.model.entry import Stored
+from cenote.sql.rows import Row
 
 _ROUNDS_MAX = 5
 
@@ -34,6 +36,14 @@ class Hydrated(NamedTuple):
 
     keys: int
     bytes: int
+
+
+class Progress(NamedTuple):
+    """How far a hydration has come: what it has brought so far, and the last key in the order of keys."""
+
+    keys: int
+    bytes: int
+    after: str
 
 
 class Hydrator:
@@ -105,40 +115,65 @@ class Hydrator:
         except (UnavailableError, BackpressureError, OutcomeUnknownError):
             self._core.counts.hydrations_refused += 1
 
-    async def agent(self, agent: keys.AgentRef) -> Hydrated:
-        """Bring all keys of an agent into KV, page by page in key order.
+    async def pages(
+        self, agent: keys.AgentRef, prefix: str = "", after: str | None = None
+    ) -> AsyncGenerator[Progress, None]:
+        """Bring the keys of an agent into KV, page by page in key order; what has been brought after each.
 
         Raises:
             UnavailableError: KV or SQL went away; the pages before stay hydrated, and a repeat resumes cheaply.
             BackpressureError: KV is nearly full.
         """
         core = self._core
-        after: str | None = None
+        place = None if after is None else keys.sql_key(after)
         brought: Counter[str] = Counter()
         while True:
             generation, t0_ms = core.link.generation, core.link.server_now_ms()
-            rows = await core.table.page(agent.id, after, "", limits.HYDRATE_PAGE_KEYS, live_only=True)
+            rows = await core.table.page(
+                agent.id, place, keys.sql_key(prefix) if prefix else "", limits.HYDRATE_PAGE_KEYS, live_only=True
+            )
             if not rows:
-                return Hydrated(brought["keys"], brought["bytes"])
-            if core.fullness.share > BRIM_SHARE:
-                raise BackpressureError(
-                    "KV is nearly full: no more clean copies are made", tier="DISTRIBUTED_KV",
-                    hint="reads are served from PostgreSQL meanwhile; raise kv.bytes_max if this is the normal load",
-                )  # fmt: skip
-            after = rows[-1].key
-            now_ms = core.link.server_now_ms()
-            window: list[tuple[bytes, Stored]] = []
-            window_bytes = 0
-            for row in rows:
-                stored = entries.from_row(row)
-                if entries.gone(stored, now_ms):
-                    continue
-                window.append((core.target(agent, keys.from_sql_key(row.key)).wire, stored))
-                window_bytes += len(stored.body)
-                if window_bytes > limits.HYDRATE_WINDOW_BYTES:
-                    brought += await self._install_all(window, t0_ms, generation)
-                    window, window_bytes = [], 0
-            brought += await self._install_all(window, t0_ms, generation)
+                return
+            self._demand_room()
+            brought += await self._rows(agent, rows, t0_ms, generation)
+            place = rows[-1].key
+            yield Progress(brought["keys"], brought["bytes"], keys.from_sql_key(place))
+
+    async def some(self, agent: keys.AgentRef, wanted: Iterable[str]) -> Hydrated:
+        """Bring these keys of an agent into KV. Raises as `pages`."""
+        core = self._core
+        places = sorted({core.target(agent, key).row_key for key in wanted})
+        brought: Counter[str] = Counter()
+        for start in range(0, len(places), limits.HYDRATE_PAGE_KEYS):
+            generation, t0_ms = core.link.generation, core.link.server_now_ms()
+            rows = await core.table.read_many(agent.id, places[start : start + limits.HYDRATE_PAGE_KEYS])
+            self._demand_room()
+            brought += await self._rows(agent, rows, t0_ms, generation)
+        return Hydrated(brought["keys"], brought["bytes"])
+
+    def _demand_room(self) -> None:
+        if self._core.fullness.share > BRIM_SHARE:
+            raise BackpressureError(
+                "KV is nearly full: no more clean copies are made", tier="DISTRIBUTED_KV",
+                hint="reads are served from PostgreSQL meanwhile; raise kv.bytes_max if this is the normal load",
+            )  # fmt: skip
+
+    async def _rows(self, agent: keys.AgentRef, rows: list[Row], t0_ms: int, generation: int) -> Counter[str]:
+        core = self._core
+        brought: Counter[str] = Counter()
+        now_ms = core.link.server_now_ms()
+        window: list[tuple[bytes, Stored]] = []
+        window_bytes = 0
+        for row in rows:
+            stored = entries.from_row(row)
+            if entries.gone(stored, now_ms):
+                continue
+            window.append((core.target(agent, keys.from_sql_key(row.key)).wire, stored))
+            window_bytes += len(stored.body)
+            if window_bytes > limits.HYDRATE_WINDOW_BYTES:
+                brought += await self._install_all(window, t0_ms, generation)
+                window, window_bytes = [], 0
+        return brought + await self._install_all(window, t0_ms, generation)
 
     async def _install_all(self, window: list[tuple[bytes, Stored]], t0_ms: int, generation: int) -> Counter[str]:
         """Publish clean copies at once: as many as the connection's write buffer surely takes. A task for each, with

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cenote.engine.atomic import Atomic
+from cenote.engine.bed import Bed
 from cenote.engine.checkpoint import Checkpoints
 from cenote.engine.conflict_log import ConflictLog
 from cenote.engine.core import Core
 from cenote.engine.counter_flush import CounterFlush
 from cenote.engine.counters import Counters
 from cenote.engine.flusher import Flusher
+from cenote.engine.hydration import Hydration
 from cenote.engine.hydrator import Hydrator
 from cenote.engine.lease import Board, Lease
+from cenote.engine.lifecycle import Lifecycle
 from cenote.engine.meeting import Meeting
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
@@ -41,6 +44,9 @@ class Machines:
     counters: Counters
     counter_flush: CounterFlush
     checkpoints: Checkpoints
+    lifecycle: Lifecycle
+    hydration: Hydration
+    bed: Bed
     restorer: Restorer
     transfer: Transfer
 
@@ -58,12 +64,13 @@ def build(core: Core) -> Machines:
     writer = Writer(core, hydrator)
     conflicts = ConflictLog(core, writer)
     meeting = Meeting(core, writer, conflicts)
+    lifecycle = Lifecycle(core)
     atomic, checkpoints = Atomic(core, writer, meeting), Checkpoints(core)
     restorer = Restorer(core, writer, atomic, checkpoints)
     return Machines(
         core, writer, meeting, conflicts, atomic, Reader(core, hydrator), hydrator, lease, board, flusher,
-        Counters(core), CounterFlush(core), checkpoints, restorer,
-        Transfer(core, checkpoints, restorer),
+        Counters(core), CounterFlush(core), checkpoints, lifecycle, Hydration(hydrator, lifecycle),
+        Bed(core, lifecycle), restorer, Transfer(core, checkpoints, restorer),
     )  # fmt: skip
 
 

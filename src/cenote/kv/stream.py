@@ -94,8 +94,9 @@ class StateStream:
         """
         return sequence_of(await self.publish_nowait(subject, header, payload, timeout_ms, expected))
 
-    async def purge_below(self, sequence: int, *, generation: int) -> int:
-        """Remove every entry below `sequence`; the number removed. Never retried, never buffered (rule 2).
+    async def purge_below(self, sequence: int, *, generation: int, subjects: str | None = None) -> int:
+        """Remove every entry below `sequence`, or those of some subjects; the number removed. Never retried, never
+        buffered (rule 2).
 
         Raises:
             NotSent: the facts were read under another connection than the present one.
@@ -103,7 +104,10 @@ class StateStream:
         self.demand_ours()
         if self.link.generation != generation:
             raise NotSent("reconnected since the sequence was read", tier="DISTRIBUTED_KV")
-        answer = await self.link.api(f"STREAM.PURGE.{self.name}", {"seq": sequence}, self._timeout_ms)
+        body: dict[str, Any] = {"seq": sequence}
+        if subjects is not None:
+            body["filter"] = subjects
+        answer = await self.link.api(f"STREAM.PURGE.{self.name}", body, self._timeout_ms)
         return int(answer["purged"])
 
     # --- reading -----------------------------------------------------------------------------------
