@@ -32,7 +32,7 @@ def points() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "points.hit":
                 names.add(ast.literal_eval(node.args[0]))
-    swept = {name for name in names if not name.startswith(("mend.", "restore."))}
+    swept = {name for name in names if not name.startswith(("mend.", "restore.", "sleep.", "expire."))}
     return sorted(swept, reverse=True)  # the evictor's last: it takes longest to have work
 
 

@@ -62,6 +62,7 @@ def the_minimum_age(patch: pytest.MonkeyPatch) -> None:
 # --- the tests ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.judge  # each sleep takes two seconds
 @toothed(that_it_is_flushed)
 async def test_what_sql_lacks_never_sleeps(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh(**QUICK)) as store, another(store) as other:
@@ -79,6 +80,7 @@ async def test_what_sql_lacks_never_sleeps(cenote_servers: TestServers) -> None:
             assert (await third.agent("a").phase()) is Phase.ACTIVE
 
 
+@pytest.mark.judge  # each sleep takes two seconds
 @toothed(the_bound)
 async def test_what_is_written_while_an_agent_falls_asleep_stays(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh(**QUICK)) as store, another(store) as other:
@@ -101,6 +103,7 @@ async def test_what_is_written_while_an_agent_falls_asleep_stays(cenote_servers:
             assert await third.agent("a").phase() is Phase.ACTIVE
 
 
+@pytest.mark.judge  # each sleep takes two seconds
 @toothed(the_minimum_age)
 async def test_a_slow_hydration_over_a_sleep_hides_nothing(cenote_servers: TestServers) -> None:
     """Flow rule 7: a write comes, is flushed and put aside while a hydrator holds the row before."""
@@ -119,6 +122,7 @@ async def test_a_slow_hydration_over_a_sleep_hides_nothing(cenote_servers: TestS
             demand(await third.agent("a").get("k") == "new", "I10: a stale copy hides a write that was put aside")
 
 
+@pytest.mark.judge  # each sleep takes two seconds
 @pytest.mark.parametrize("delivered", [False, True], ids=["undelivered", "delivered"])
 async def test_a_filtered_purge_leaves_the_durable_right(delivered: bool, cenote_servers: TestServers) -> None:
     """Flow rule 1's second half: what a purge with a filter does to what is above the floor, where sleep never purges.
@@ -200,6 +204,7 @@ async def test_an_agent_sleeps_and_comes_back_whole(cenote_servers: TestServers)
         assert (await agent.sleep(30)).entries >= len(was)
 
 
+@pytest.mark.judge  # each sleep takes two seconds
 async def test_two_at_cross_purposes_wait_or_are_told(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh(**QUICK)) as store, another(store) as other:
         agent, mine = store.agent("a"), other.agent("a")
@@ -233,6 +238,7 @@ async def test_two_at_cross_purposes_wait_or_are_told(cenote_servers: TestServer
         assert await agent.get("k") == 3
 
 
+@pytest.mark.judge  # each sleep takes two seconds
 async def test_put_and_the_flush_never_ask_for_the_phase(cenote_servers: TestServers) -> None:
     """Each statement of a put, of a read from KV and of a flush in the background is counted: none is about lives."""
     asked: list[str] = []
