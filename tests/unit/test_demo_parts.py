@@ -58,7 +58,7 @@ def journal(tmp_path: Path) -> Path:
     """One write acknowledged twice, one refused, one without an answer, and a torn last line."""
     path = tmp_path / "worker-1.journal"
     writer = Journal(path)
-    writer.event("begun", "json", 0)
+    writer.event("taken", "json", 1)
     writer.acked(writer.intent("json", "progress", {"done": 1}), (1, 10))
     writer.acked(writer.intent("json", "progress", {"done": 2}), (1, 20))
     writer.refused(writer.intent("json", "claim", "worker-1"))

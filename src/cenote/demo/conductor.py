@@ -179,7 +179,7 @@ class Conductor:
 
     async def _kill_worker(self) -> None:
         async with self._news:
-            victim = await self._news.wait_for(lambda: self._swarm.victim(self._book))
+            victim = await self._news.wait_for(lambda: self._swarm.victim(self._read_journals()))
         assert victim is not None
         await self._swarm.kill(victim)
         self._figures.kills["worker"] += 1

@@ -108,7 +108,7 @@ class Book:
     tells_in_doubt: dict[tuple[Path, int], str] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
     finished: set[str] = field(default_factory=set)
-    _begun: dict[Path, set[str]] = field(default_factory=dict)
+    _taken: dict[Path, set[str]] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
 
     def read(self, path: Path) -> None:
@@ -123,7 +123,7 @@ class Book:
 
     def in_hand(self, path: Path) -> set[str]:
         """The agents whose tasks the writer of this journal has taken, and not finished."""
-        return set(self._begun.get(path, ()))
+        return set(self._taken.get(path, ()))
 
     def halfway(self, path: Path) -> list[str]:
         """Those of them that somebody has brought some way."""
@@ -163,10 +163,10 @@ class Book:
     def _event(self, path: Path, name: str, agent: str, number: int) -> None:
         self.events[name] += 1
         self.events[name + "#"] += number
-        begun = self._begun.setdefault(path, set())
-        if name in ("begun", "resumed"):
-            begun.add(agent)
+        taken = self._taken.setdefault(path, set())
+        if name == "taken":
+            taken.add(agent)
         elif name in ("finished", "late"):
-            begun.discard(agent)
+            taken.discard(agent)
         if name == "finished":
             self.finished.add(agent)

@@ -64,6 +64,7 @@ class Worker:
     async def _survey(self, job: cenote.Job) -> None:
         """Do a task. A ConflictError says that another worker has it by now, and ends it here."""
         module = self._modules[job.payload["module"]]
+        self._journal.event("taken", module.name, job.task.attempts)
         steps = survey.steps(module.path.read_bytes())
         try:
             await self._write_down(job, module, steps)
