@@ -126,7 +126,8 @@ TASK_LEASE_MS_MIN: Final = 100  # shortest lease: a heartbeat comes three times 
 TASK_PAST_S_MAX: Final = 60  # a `run_at` that is past for longer is refused: clocks differ by less
 TASKS_BATCH_COUNT_MAX: Final = 10_000  # tasks of one add_many, and of one statement
 TASKS_BATCH_BYTES_MAX: Final = 8 * MIB  # their bytes
-TASKS_UPKEEP_ROWS: Final = 2_000  # tasks that one statement expires, or removes after their retention
+TASKS_UPKEEP_ROWS: Final = 2_000  # tasks that one statement expires, archives, or removes after their retention
+TASKS_ARCHIVE_AFTER_S: Final = 60  # finished tasks stay in the queue so long; half as old may be who adds under an id
 
 # --- checkpoints ---------------------------------------------------------------------------------------------
 CHECKPOINT_PART_BYTES: Final = 512 * KIB  # of bodies and keys in one part, which one record may exceed

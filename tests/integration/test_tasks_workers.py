@@ -62,7 +62,7 @@ async def test_every_task_is_done_once(cenote_servers: TestServers) -> None:
 
             counts = await store.tasks.counts("dive")
             assert counts == dict.fromkeys(counts, 0) | {"done": TASKS}
-            queue = f"{store.config.names.schema('tasks')}.queue"
+            queue = f"{store.config.names.schema('tasks')}.everything"
             row = await db.fetchrow(
                 "SELECT count(*), count(*) FILTER (WHERE e.token = q.token), count(*) FILTER (WHERE q.attempts > 1)"
                 f" FROM public.effects AS e JOIN {queue} AS q ON q.task_id = e.task"

@@ -52,6 +52,7 @@ from cenote.sql.transaction import Transaction
 T = TypeVar("T")
 Seconds = timedelta | float
 
+_GIVEN_UP: Final = ("failed", "cancelled", "expired")
 _NO_TASK: Final = "there is no such task"
 _dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 
@@ -120,13 +121,11 @@ class Tasks:
         Raises:
             As `add`, with the place of the task in the list.
         """
-        rows = self._intake.rows(list(tasks))
+        given = list(tasks)
+        rows = self._intake.rows(given)
         if not rows:
             return []
-        if tx is None:
-            added = await self._asking.surely(lambda left_ms: self._table.add(rows, None, left_ms))
-        else:
-            added = await self._table.add(rows, tx, 0)
+        added = await self._intake.put(rows, any(one.get("task_id") for one in given), tx)
         due = {row.task_type for row in rows if row.task_id in added and row.run_at is None and not row.delay}
         self._bell.ring(due, tx)
         missing = [row for row in rows if row.task_id not in added]
@@ -243,9 +242,10 @@ class Tasks:
             AlreadyExistsError: a live task has its dedupe key.
         """
         wanted = identity(task_id)
-        row = await self._asking.again(lambda: self._table.replay(wanted))
-        if row is None:
-            return await self._finished(wanted, "pending")
+        while (row := await self._asking.again(lambda: self._table.replay(wanted))) is None:
+            found = await self.get(wanted)
+            if found.status not in _GIVEN_UP:  # else it went to the archive just then
+                return await self._finished(wanted, "pending")
         self._bell.ring({row.task_type}, None)
         return task(row)
 

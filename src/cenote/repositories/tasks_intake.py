@@ -39,6 +39,20 @@ class Intake:
             raise RejectedError(f"tasks: {total} bytes; up to {limits.TASKS_BATCH_BYTES_MAX} are taken together")
         return rows
 
+    async def put(self, rows: Sequence[NewRow], known: bool, tx: Transaction | None) -> dict[UUID, Times]:
+        """Add them; the times of those that were added. `known`: their ids are the caller's, and may have been used; so
+        may be all of them after a lost answer."""
+        if tx is not None:
+            return await self._table.add(rows, known, tx, 0)
+        used = known
+
+        async def add(left_ms: float) -> dict[UUID, Times]:
+            nonlocal used
+            before, used = used, True
+            return await self._table.add(rows, before, None, left_ms)
+
+        return await self._asking.surely(add)
+
     async def stored(self, rows: Sequence[NewRow], tx: Transaction | None) -> dict[UUID, Task]:
         """What stands for tasks that were not added: themselves, or a live one with the same dedupe key."""
         by_id = await self._asking.again(lambda: self._table.by_id([row.task_id for row in rows], tx), tx)
@@ -49,7 +63,8 @@ class Intake:
             known = by_id.get(row.task_id) or by_key.get((row.task_type, row.dedupe_key or ""))
             if known is None:
                 raise OutcomeUnknownError(
-                    f"task_id {row.task_id}: one that stood for it was there, and has been finished meanwhile",
+                    f"task_id {row.task_id}: one that stood for it was there, and has been finished meanwhile; or the"
+                    " transaction is too old to tell",
                     tier="RELATIONAL_DB", hint="add it again",
                 )  # fmt: skip
             found[row.task_id] = stored = task(known)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from cenote import limits
 from cenote.errors import OutcomeUnknownError, UnavailableError
 from cenote.model.filters import Filter, contained
 from cenote.sql.errors import FOREIGN, TIER
@@ -81,6 +82,7 @@ class Claimed(NamedTuple):
     last_error: str | None
 
 
+_ADDING_MAX: Final = timedelta(seconds=limits.TASKS_ARCHIVE_AFTER_S / 2)
 _URGENT: Final = attrgetter("run_at", "task_id")
 
 
@@ -99,9 +101,12 @@ class TaskTable:
     def __init__(self, db: Database) -> None:
         self.db = db
 
-    async def add(self, rows: Sequence[NewRow], tx: Transaction | None, timeout_ms: float) -> dict[UUID, Times]:
-        """Add tasks; the times of those that were not there before."""
-        found = await self._told("add_tasks", tx, timeout_ms, *map(list, zip(*rows, strict=True)))
+    async def add(
+        self, rows: Sequence[NewRow], known: bool, tx: Transaction | None, timeout_ms: float
+    ) -> dict[UUID, Times]:
+        """Add tasks; the times of those that were not there before. `known`: their ids may have been used."""
+        columns = map(list, zip(*rows, strict=True))
+        found = await self._told("add_tasks", tx, timeout_ms, *columns, known, _ADDING_MAX)
         return {row[0]: Times(row[1], row[2], row[3]) for row in found}
 
     async def claim(
@@ -191,10 +196,15 @@ class TaskTable:
         tag = await self.db.execute(self.db.queries["expire_tasks"], limit)
         return int(tag.rpartition(" ")[2])
 
-    async def forget(self, limit: int, age: timedelta) -> int:
-        """Remove some of those that were finished so long ago; how many."""
-        tag = await self.db.execute(self.db.queries["forget_tasks"], limit, age)
+    async def archive(self, limit: int, age: timedelta) -> int:
+        """Move some of those that were finished so long ago from the queue to the archive; how many."""
+        tag = await self.db.execute(self.db.queries["archive_tasks"], limit, age)
         return int(tag.rpartition(" ")[2])
+
+    async def forget(self, limit: int, age: timedelta) -> int:
+        """Remove some of those that were finished so long ago; the most of a table."""
+        found = [await self.db.execute(self.db.queries[one], limit, age) for one in ("forget_tasks", "forget_archived")]
+        return max(int(tag.rpartition(" ")[2]) for tag in found)
 
     async def _one(self, query: str, task_id: UUID) -> TaskRow | None:
         row = await self.db.fetchrow(self.db.queries[query], task_id)

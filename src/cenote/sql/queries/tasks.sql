@@ -1,9 +1,12 @@
 -- tasks.queue. Whoever finishes a task shows the token of his claim, and his lease must not be over; that is looked for
--- by the id, and without the status, whose index would lead through all that is running.
+-- by the id, and without the status, whose index would lead through all that is running. A finished task goes from the
+-- queue to the archive in one statement: every snapshot has it exactly once.
 
 -- name: add_tasks
 -- why: new tasks; what is there already, by its id or as a live task of the same type and dedupe key, is left alone.
--- index: queue_pkey, queue_dedupe
+-- Where an id may have been used before, this snapshot must know neither in the queue nor in the archive; and a task that
+-- was added after it cannot have reached the archive, for a transaction that is too old adds nothing ($13, $14).
+-- index: queue_pkey, queue_dedupe, archive_pkey
 INSERT INTO {tasks}.queue (task_id, task_type, payload, raw, metadata, metadata_raw, priority, attempts_max, dedupe_key,
                            created_at, run_at, expires_at)
 SELECT n.task_id, n.task_type, n.payload::jsonb, n.raw, n.metadata::jsonb, n.metadata_raw, n.priority, n.attempts_max,
@@ -12,6 +15,9 @@ SELECT n.task_id, n.task_type, n.payload::jsonb, n.raw, n.metadata::jsonb, n.met
               $9::text[], $10::timestamptz[], $11::interval[], $12::interval[])
     AS n (task_id, task_type, payload, raw, metadata, metadata_raw, priority, attempts_max, dedupe_key, run_at, delay,
           expires_in)
+ WHERE NOT $13::boolean
+    OR (clock_timestamp() - now() < $14::interval
+        AND NOT EXISTS (SELECT FROM {tasks}.everything AS e WHERE e.task_id = n.task_id))
     ON CONFLICT DO NOTHING
 RETURNING task_id, created_at, run_at, expires_at
 
@@ -106,11 +112,11 @@ UPDATE {tasks}.queue
 
 -- name: tasks_by_id
 -- why: single tasks, whatever became of them.
--- index: queue_pkey
+-- index: queue_pkey, archive_pkey
 SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
        priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
        dedupe_key, last_error, result::text AS result, result_raw, finished_at
-  FROM {tasks}.queue
+  FROM {tasks}.everything
  WHERE task_id = ANY ($1::uuid[])
 
 -- name: tasks_by_dedupe
@@ -134,23 +140,37 @@ RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS m
        dedupe_key, last_error, result::text AS result, result_raw, finished_at
 
 -- name: replay_task
--- why: what was given up is tried anew, with all its attempts.
--- index: queue_pkey
-UPDATE {tasks}.queue
-   SET status = 'pending', attempts = 0, run_at = now(), finished_at = NULL, token = NULL, worker = NULL,
-       expires_at = CASE WHEN expires_at > now() THEN expires_at END
- WHERE task_id = $1 AND status IN ('failed', 'cancelled', 'expired')
-RETURNING task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
-       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
-       dedupe_key, last_error, result::text AS result, result_raw, finished_at
-
--- name: list_tasks
--- why: a page of tasks by id, which is by the time they were added. `true` is where a filter is put.
--- index: queue_pkey
+-- why: what was given up is tried anew, with all its attempts, wherever it is.
+-- index: queue_pkey, archive_pkey
+WITH gone AS (
+  DELETE FROM {tasks}.archive WHERE task_id = $1 AND status IN ('failed', 'cancelled', 'expired')
+  RETURNING *
+), back AS (
+  INSERT INTO {tasks}.queue (task_id, task_type, payload, raw, metadata, metadata_raw, priority, attempts_max,
+                             dedupe_key, created_at, run_at, expires_at, last_error)
+  SELECT task_id, task_type, payload, raw, metadata, metadata_raw, priority, attempts_max, dedupe_key, created_at,
+         now(), CASE WHEN expires_at > now() THEN expires_at END, last_error
+    FROM gone
+  RETURNING *
+), here AS (
+  UPDATE {tasks}.queue
+     SET status = 'pending', attempts = 0, run_at = now(), finished_at = NULL, token = NULL, worker = NULL,
+         expires_at = CASE WHEN expires_at > now() THEN expires_at END
+   WHERE task_id = $1 AND status IN ('failed', 'cancelled', 'expired')
+  RETURNING *
+)
 SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
        priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
        dedupe_key, last_error, result::text AS result, result_raw, finished_at
-  FROM {tasks}.queue
+  FROM (TABLE back UNION ALL TABLE here) AS r
+
+-- name: list_tasks
+-- why: a page of tasks by id, which is by the time they were added. `true` is where a filter is put.
+-- index: queue_pkey, archive_pkey
+SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS metadata, metadata_raw, status,
+       priority, attempts, attempts_max, created_at, run_at, expires_at, lease_until, token, worker,
+       dedupe_key, last_error, result::text AS result, result_raw, finished_at
+  FROM {tasks}.everything
  WHERE task_id > $1 AND ($3::text IS NULL OR status = $3) AND ($4::text IS NULL OR task_type = $4) AND true
  ORDER BY task_id
  LIMIT $2
@@ -158,7 +178,7 @@ SELECT task_id, task_type, payload::text AS payload, raw, metadata::text AS meta
 -- name: count_tasks
 -- why: how many there are in each state.
 -- index: none, reads the table
-SELECT status, count(*) FROM {tasks}.queue WHERE $1::text IS NULL OR task_type = $1 GROUP BY status
+SELECT status, count(*) FROM {tasks}.everything WHERE $1::text IS NULL OR task_type = $1 GROUP BY status
 
 -- name: expire_tasks
 -- why: what nobody took in time, also where no worker asks for its type.
@@ -173,13 +193,41 @@ UPDATE {tasks}.queue
       FOR UPDATE SKIP LOCKED
  ))
 
+-- name: archive_tasks
+-- why: what has been finished for a while leaves the queue.
+-- index: queue_finished, queue_pkey
+WITH gone AS (
+  DELETE FROM {tasks}.queue
+   WHERE task_id = ANY (ARRAY(
+     SELECT task_id FROM {tasks}.queue
+      WHERE finished_at IS NOT NULL AND finished_at < statement_timestamp() - $2::interval
+      ORDER BY finished_at
+      LIMIT $1
+        FOR UPDATE SKIP LOCKED
+   ))
+  RETURNING *
+)
+INSERT INTO {tasks}.archive TABLE gone
+
 -- name: forget_tasks
--- why: what was finished long ago.
+-- why: what was finished long ago, where the retention is over before the archive has it.
 -- index: queue_finished, queue_pkey
 DELETE FROM {tasks}.queue
  WHERE task_id = ANY (ARRAY(
    SELECT task_id FROM {tasks}.queue
     WHERE finished_at IS NOT NULL AND finished_at < now() - $2::interval
+    ORDER BY finished_at
+    LIMIT $1
+      FOR UPDATE SKIP LOCKED
+ ))
+
+-- name: forget_archived
+-- why: what was finished long ago.
+-- index: archive_finished, archive_pkey
+DELETE FROM {tasks}.archive
+ WHERE task_id = ANY (ARRAY(
+   SELECT task_id FROM {tasks}.archive
+    WHERE finished_at < now() - $2::interval
     ORDER BY finished_at
     LIMIT $1
       FOR UPDATE SKIP LOCKED
