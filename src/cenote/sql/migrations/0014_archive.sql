@@ -1,5 +1,5 @@
 -- phase: pre
--- min_reader: 13
+-- min_reader: 14
 -- Finished tasks leave the queue, so that it stays as small as what is to be done. Whoever does not know where they went
 -- would take their ids for free ones: hence min_reader.
 
