@@ -21,7 +21,7 @@ from witness import demand, toothed
 RESTORER = Path(__file__).with_name("restorer.py")
 NAMES = ["one", "two"]
 LARGE = ["restore.kept:1", "restore.recorded:1", "restore.batch:1", "restore.batch:3", "restore.done:1"]
-SMALL = ["restore.kept:1", "batch.sent:1", "restore.written:1"]
+SMALL = ["checkpoint.parts:1", "checkpoint.added:1", "restore.kept:1", "batch.sent:1", "restore.written:1"]
 
 
 def die(settings: dict[str, Any], wanted: dict[str, str], batch: int, point: str) -> None:

@@ -25,14 +25,14 @@ FIRST = {
 
 def points() -> list[str]:
     """Every point that the engine and its road to NATS name, but the mender's: embedded servers give it nothing to do
-    (`test_mending_crashes.py` kills it there); and those of restores (`test_restore_crashes.py`)."""
+    (`test_mending_crashes.py` kills it there); and those of checkpoints and restores (`test_restore_crashes.py`)."""
     names = set()
     rooms = Path(cenote.__file__).parent
     for path in (*rooms.glob("engine/*.py"), *rooms.glob("kv/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "points.hit":
                 names.add(ast.literal_eval(node.args[0]))
-    swept = {name for name in names if not name.startswith(("mend.", "restore.", "sleep.", "expire."))}
+    swept = {name for name in names if not name.startswith(("mend.", "restore.", "checkpoint.", "sleep.", "expire."))}
     return sorted(swept, reverse=True)  # the evictor's last: it takes longest to have work
 
 
