@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
 ROOMS ?= unit property model integration crash docs architecture
-PARALLEL ?=
+WORKERS ?= 2
 JUDGE_ROOMS ?= integration
 JUDGE_POSTGRES_BIN ?= /usr/lib/postgresql/15/bin
 ROUNDS ?= 20
@@ -17,6 +17,7 @@ ARGS ?=
 USUAL := not judge and not campaign
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+SHARED := $(PYTEST) $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 
 .PHONY: help demo test judge check format bench faults lock clean venv venv-run
 
@@ -26,22 +27,20 @@ help: ## show this list
 	  printf '  %-8s %s\n' "$$name" "$$text"; done
 	@printf '\n  PYTHON=python3.12     the interpreter a new .venv is made with (default: the first >= 3.11 found)\n'
 	@printf '  ROOMS="unit docs"     the rooms `make test` visits (default: %s)\n' '$(ROOMS)'
-	@printf '  PARALLEL="unit"       rooms to run first, on two pytest-xdist workers (default: none)\n'
+	@printf '  WORKERS=1             pytest workers of `make test` and `make judge` (default: %s)\n' '$(WORKERS)'
 	@printf '  ARGS="-k lease -x"    further arguments of pytest, of `cenote demo` or of the benchmark\n'
 
 demo: venv-run ## watch a swarm survive kill -9 of its workers and of both servers
 	@$(BIN)/cenote demo $(ARGS)
 
 test: check ## every check and every test, on real servers (judge tests apart)
-	@$(if $(strip $(PARALLEL)),$(PYTEST) -n 2 -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(PARALLEL)))
-	@$(if $(filter-out $(PARALLEL),$(ROOMS)),$(PYTEST) -m '$(USUAL)' $(ARGS) \
-	  $(addprefix tests/,$(filter-out $(PARALLEL),$(ROOMS))))
+	@$(SHARED) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(ROOMS))
 
 judge: venv ## the long tests, and the integration rooms again on another PostgreSQL, on the public road
 	@echo 'judge: tests marked judge'
-	@$(PYTEST) -m judge $(ARGS) tests
+	@$(SHARED) -m judge $(ARGS) tests
 	@echo 'judge: $(JUDGE_ROOMS) on $(JUDGE_POSTGRES_BIN), without the fast lane'
-	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) CENOTE_KV__FAST_LANE=false $(PYTEST) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
+	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) CENOTE_KV__FAST_LANE=false $(SHARED) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
 
 check: venv ## format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo 'make format puts this right'; exit 1; }

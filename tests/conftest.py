@@ -1,13 +1,17 @@
-"""What holds in every room: a time limit, no silent skips, one choice of PostgreSQL, and where the time went.
+"""What holds in every room: a time limit, no silent skips, one choice of PostgreSQL, who runs alone, and where the
+time went.
 
 On CI (`CI=true`) a test that is skipped, or expected to fail, counts as failed, unless
 `tests/allowed_skips.txt` names it with a reason: a suite that quietly stops testing something looks exactly
 like one that passes.
 """
 
+import fcntl
 import os
 import signal
-from collections.abc import Generator, Iterable
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +45,40 @@ def room_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the limit of its room, unless it brings its own; campaigns have none."""
+    """Give each test the limit of its room, unless it brings its own; campaigns have none. Who runs alone runs last."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
     for item in items:
         if item.get_closest_marker("timeout") or item.get_closest_marker("campaign"):
             continue
         limit = JUDGE_TIMEOUT_S if item.get_closest_marker("judge") else TIMEOUT_S.get(room_of(item.nodeid))
         if limit:
             item.add_marker(pytest.mark.timeout(limit))
+
+
+# --- who runs alone -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    with path.open() as file:
+        fcntl.flock(file, how)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # by name: a child that was forked meanwhile would keep a closed one
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Of several workers, one runs a test marked `alone` while the others wait. First come, first served: who waits for
+    the others to end (`witness.py`) stands in the door (`conftest.py`). The limit of a test begins after this."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    with ExitStack() as stack:
+        with _locked(HERE / "conftest.py", fcntl.LOCK_EX):
+            stack.enter_context(_locked(HERE / "witness.py", how))
+        return (yield)
 
 
 # --- no silent skips ----------------------------------------------------------------------------------
@@ -98,31 +129,34 @@ class Room:
     """One line of the closing report."""
 
     tests: int = 0
-    begin: float = float("inf")
-    end: float = 0.0
+    took_s: float = 0.0
     slowest_s: float = 0.0
     slowest: str = ""
 
 
 ROOMS: dict[str, Room] = {}
+BEGUN = time.monotonic()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     room = ROOMS.setdefault(room_of(report.nodeid), Room())
-    room.begin = min(room.begin, report.start)
-    room.end = max(room.end, report.stop)
+    room.took_s += report.duration
     if report.when == "setup":
         room.tests += 1
     if report.duration > room.slowest_s:
         room.slowest_s, room.slowest = report.duration, f"{report.nodeid.split('/')[-1]} ({report.when})"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not ROOMS:
         return
     terminalreporter.section("rooms")
-    for name, room in ROOMS.items():
+    for name, room in sorted(ROOMS.items()):
         terminalreporter.write_line(
-            f"{name:<13}{room.tests:>5} tests {room.end - room.begin:>7.1f} s   "
-            f"slowest {room.slowest_s:.1f} s: {room.slowest}"
+            f"{name:<13}{room.tests:>5} tests {room.took_s:>7.1f} s   slowest {room.slowest_s:.1f} s: {room.slowest}"
         )
+    workers = config.getoption("numprocesses", None) or 1
+    took_s = time.monotonic() - BEGUN
+    terminalreporter.write_line(
+        f"{'the whole':<13}{sum(room.tests for room in ROOMS.values()):>5} tests {took_s:>7.1f} s   workers: {workers}"
+    )
