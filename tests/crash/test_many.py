@@ -68,6 +68,7 @@ def the_look(patch: pytest.MonkeyPatch) -> None:
 
 
 @toothed(the_release)
+@pytest.mark.alone
 async def test_who_leaves_is_followed_at_once_and_who_waits_asks_no_postgresql(cenote_servers: TestServers) -> None:
     settings = cenote_servers.fresh(**QUICK)
     async with cenote.open(**settings) as first:
@@ -113,6 +114,7 @@ async def test_i16_where_all_heirs_have_fallen_with_the_holder_others_notice(cen
 
 @pytest.mark.judge
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.alone
 async def test_a_flusher_that_falls_silent_is_followed_within_two_seconds(
     how: signal.Signals, cenote_servers: TestServers, tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ async def test_i11_a_frozen_flusher_does_not_pin_the_floor_for_ever(
 
 @pytest.mark.judge
 @pytest.mark.skipif(sys.platform != "linux", reason="the cost of a process is read from /proc")
+@pytest.mark.alone
 async def test_two_hundred_processes_share_one_store(cenote_servers: TestServers, tmp_path: Path) -> None:
     """Idle for 20 s, then `MANY_RATE` writes a second each for 60 s; in their midst the flusher is killed.
 

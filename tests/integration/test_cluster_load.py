@@ -19,7 +19,7 @@ from cenote.store import Store
 from cenote.testing import TestServers
 from witness import demand, reached
 
-pytestmark = pytest.mark.judge
+pytestmark = [pytest.mark.judge, pytest.mark.alone]
 
 ROUNDS = 20_000
 KILLS = 5

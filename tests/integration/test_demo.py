@@ -34,6 +34,7 @@ def _demo(tmp_path: Path, *options: str, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.alone
 def test_nothing_is_lost_though_a_worker_and_both_servers_are_killed(tmp_path: Path) -> None:
     done = _demo(tmp_path, "--json", "--modules", "50", "--workers", "3")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
@@ -56,6 +57,7 @@ def test_nothing_is_lost_though_a_worker_and_both_servers_are_killed(tmp_path: P
 
 @pytest.mark.judge
 @pytest.mark.timeout(180)
+@pytest.mark.alone
 def test_again_in_the_same_directory_in_plain_lines(tmp_path: Path) -> None:
     options = ("--no-faults", "--modules", "20", "--workers", "2", "--data-dir", str(tmp_path / "data"))
     first, second = _demo(tmp_path, *options), _demo(tmp_path, *options)

@@ -87,6 +87,7 @@ async def test_s03_i11_nothing_leaves_kv_while_postgresql_is_away(cenote_servers
 
 
 @pytest.mark.parametrize("how", ["cut", "held"])
+@pytest.mark.alone
 async def test_postgresql_away_is_told_in_time_and_kv_goes_on(how: str, cenote_servers: TestServers) -> None:
     """Refused connections, and connections that stay open and answer nothing."""
     async with FaultProxy(port(cenote_servers, "postgres")) as proxy:
@@ -211,6 +212,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.alone
 async def test_s03_i15_ten_seconds_without_postgresql_under_load(cenote_servers: TestServers) -> None:
     """PostgreSQL frozen, `state.ttl_s=2`, sixteen tasks writing 6,400 keys as fast as they can: nothing is lost, the
     writer stays small, the backlog drains by itself."""
@@ -240,6 +242,7 @@ async def test_s03_i15_ten_seconds_without_postgresql_under_load(cenote_servers:
 
 
 @toothed(l1_without_servers)
+@pytest.mark.alone
 async def test_a_frozen_nats_is_told_in_time_and_l1_goes_on(cenote_servers: TestServers) -> None:
     async with cenote.open(**cenote_servers.fresh(**QUICK, **FROZEN)) as store, another(store, **FROZEN) as fresh:
         agent = store.agent("frozen")

@@ -17,7 +17,7 @@ from cenote.repositories.knowledge_entity import NewFact
 from cenote.store import Store
 from cenote.testing import TestServers
 
-pytestmark = pytest.mark.judge
+pytestmark = [pytest.mark.judge, pytest.mark.alone]
 
 COUNT, DIMENSIONS, QUERIES = 20_000, 128, 20
 

@@ -40,6 +40,7 @@ async def test_headers_and_large_payloads_arrive_whole(link: Link) -> None:
     assert got[1] == (b"in.b", b"", b"", b"")
 
 
+@pytest.mark.alone
 async def test_nobody_there_is_a_proof_and_silence_is_not(link: Link) -> None:
     with pytest.raises(NoResponders):
         await link.request("nobody", b"", b"", 5000)
@@ -164,6 +165,7 @@ async def test_kill_and_restart_in_the_middle_of_thousands(link: Link, server: K
     assert "subjects" not in state  # nothing was kept back for the new connection
 
 
+@pytest.mark.alone
 async def test_a_frozen_server_is_noticed_and_found_again(link: Link, server: KvServer) -> None:
     echo(link)
     server.freeze()

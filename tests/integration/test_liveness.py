@@ -28,6 +28,7 @@ from cenote.testing import TestServers
 from witness import Tables, demand, reached, tables, toothed
 
 WELL_MS = 10_000  # I16
+pytestmark = pytest.mark.alone  # how soon all is well again is measured
 BACKLOG = 1_000
 # A machine that tests is slow, and no round trip to PostgreSQL is to be judged; lateness is told for half a window.
 CALM = {"health__sql_ms_max": 1_000, "health__window_s": 4, "flush__drain_ms": 0}

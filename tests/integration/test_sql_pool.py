@@ -63,6 +63,7 @@ async def test_closing_what_was_never_used_opens_nothing(pg: PgServer) -> None:
     assert await connections(pg, db) == 0
 
 
+@pytest.mark.alone
 async def test_no_more_than_pool_max_and_a_full_pool_says_so(pg: PgServer) -> None:
     db = named(pg, pool_min=0, pool_max=2, acquire_timeout_s=0.2)
     async with db.connection(), db.connection():
