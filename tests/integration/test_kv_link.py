@@ -131,6 +131,7 @@ def outcomes(results: list[Reply | BaseException]) -> tuple[int, int]:
     return len(answered), len(unknown)
 
 
+@pytest.mark.alone
 async def test_kill_and_restart_in_the_middle_of_thousands(link: Link, server: KvServer) -> None:
     changes: list[str] = []
     link.on_disconnect.append(lambda: changes.append("down"))

@@ -163,6 +163,7 @@ async def test_listing_large_entries(stream: StateStream) -> None:
     assert len([message async for message in stream.live()]) == 24
 
 
+@pytest.mark.alone
 async def test_listing_loses_no_key_that_is_overwritten_meanwhile(stream: StateStream) -> None:
     keys = 10_500
     await asyncio.gather(*(put(stream, f"a.{n}", b"0") for n in range(keys)))

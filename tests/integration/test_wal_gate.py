@@ -2,6 +2,8 @@
 
 import statistics
 
+import pytest
+
 from cenote.bench.ground import bare_postgres
 from cenote.bench.volume import WalMeter
 from cenote.store import Store
@@ -11,6 +13,7 @@ HOT_PERCENT_MIN = 99
 KEYS, BATCHES, ROUNDS = 10_000, 4, 3
 
 
+@pytest.mark.alone
 async def test_wal_per_hot_row_through_the_whole_flow(cenote_store: Store) -> None:
     """Updates of random keys, 200 bytes a value, heartbeats and everything else that the flush writes included."""
     connection = await bare_postgres(cenote_store)

@@ -181,7 +181,7 @@ class ListLike(list[int]):
         (ZoneInfo.no_cache("Europe/Berlin"), "value:", "ZoneInfo"),
         ({"at": datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo.no_cache("Europe/Berlin"))}, "value.at:", "tzinfo"),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: repr(value)[:40].split(" at 0x")[0],  # the same in each worker
 )  # fmt: skip
 def test_what_cannot_come_back_is_refused_by_its_path(value: object, path: str, why: str) -> None:
     with pytest.raises(RejectedError) as caught:
