@@ -127,6 +127,9 @@ async def watching(store: Store, agent: AgentState) -> AsyncIterator[list[cenote
 
     task = asyncio.create_task(watch())
     await reached(lambda: store._core.coherence.listeners, "the watch")
+    await agent.put("begun", True)  # it listens before it knows where it begins
+    await reached(lambda: told, "the first event of the watch")
+    told.clear()
     try:
         yield told
     finally:

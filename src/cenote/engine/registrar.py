@@ -42,13 +42,14 @@ class Registrar:
         """After the commit and in a transaction of its own: a registry that refuses must not stop anyone's flush. But
         before the ack, after which nothing would ever bring the agent's name again."""
         said: list[str] = []
+        beaten: list[str] = []
         if not keys.RESERVED_AGENTS.keys().isdisjoint(agents):
             said = [row.key for row in rows if row.agent_id == keys.PROFILES.id]
             beaten = [row.key for row in rows if row.agent_id == keys.HEARTBEATS.id]
-            if len(self._heard) < _KNOWN_MAX:
-                self._heard.update(beaten)
             agents = (agents - keys.RESERVED_AGENTS.keys()) | _refs(said) | _refs(beaten)
         await self._name(agents | self._waiting)
+        if len(self._heard) < _KNOWN_MAX:
+            self._heard.update(beaten)  # after the names: a sign of life changes a row that is there, and makes none
         if said and not self._behind:
             await self._project(said)
 
