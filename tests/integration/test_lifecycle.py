@@ -1,7 +1,12 @@
 """An agent's life: put aside and brought back, by many processes, without loss, and nobody who writes pays for it."""
 
 import asyncio
+import json
+import os
+import signal
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from cenote import limits
 from cenote.engine.barrier import Barrier
 from cenote.engine.bed import Bed
 from cenote.engine.core import Core
+from cenote.engine.expiry import Expiry
 from cenote.errors import LifecycleError
 from cenote.kv.consumer import ConsumerInfo
 from cenote.kv.stream import StateStream
@@ -311,3 +317,77 @@ async def test_hydration_tells_resumes_and_can_be_cancelled(
         assert sorted(seen) == sorted(came) == sorted([*others, "a"])
         assert came["a"].keys == 35
         assert await in_kv(store.agent("agent7"), "k") is not None
+
+
+@pytest.mark.judge  # eviction by age takes its time
+async def test_an_idle_agent_expires_and_is_woken(cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh(**QUICK, state__ttl_s=2)) as store:
+        agent = store.agent("idle")
+        await agent.put("k", 1)
+        await store.agent("busy").put("k", 1)  # the last entry of the stream never leaves
+
+        async def is_(phase: Phase) -> bool:
+            return await agent.phase() is phase
+
+        await reached(lambda: is_(Phase.EXPIRED), "the expiry")
+        assert await in_kv(agent, "k") is None
+        assert await agent.get("k") == 1
+        assert await agent.phase() is Phase.ACTIVE
+
+        async def noted() -> bool:
+            return any(one.event is Event.WAKE for one in await agent.lifecycle_events())
+
+        await agent.put("k", 2)
+        await reached(noted, "the note that it was woken")
+
+
+@pytest.mark.judge
+@pytest.mark.parametrize("place", ["sleep.flushed", "sleep.floor", "sleep.decided", "sleep.purged"])
+async def test_who_is_killed_in_the_midst_of_sleep_is_followed(place: str, cenote_servers: TestServers) -> None:
+    """kill -9 at each point: every value is readable at once, by others, and the next one finishes it."""
+    settings = cenote_servers.fresh(**QUICK)
+    async with cenote.open(**settings) as store, another(store) as other:
+        agent = store.agent("a")
+        was = {f"k{number}": number for number in range(10)}
+        await agent.put_many(was)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, str(Path(__file__).with_name("sleeper.py")), json.dumps(settings | {"flush__enabled": False}, default=str),
+            env=os.environ | {"CENOTE_CRASH_AT": place},
+        )  # fmt: skip
+        assert await child.wait() == -signal.SIGKILL
+        left = await in_kv(other.agent("a"), "k3")
+        assert (left is None) == (place == "sleep.purged")
+        assert await agent.phase() is Phase.FLUSHING  # until its lease runs out
+        demand({key: value async for key, value in other.agent("a").items()} == was, "I1: a killed sleep lost a value")
+        assert (await agent.sleep(30)).entries in (0, 10)
+        assert await agent.phase() is Phase.COLD
+        demand(await other.agent("a").get("k3") == 3, "I1: a finished sleep lost a value")
+
+
+@pytest.mark.judge
+@pytest.mark.parametrize("place", ["expire_begun", "expire_decided"])
+async def test_who_dies_in_the_midst_of_expiry_is_followed(place: str, cenote_servers: TestServers) -> None:
+    async with cenote.open(**cenote_servers.fresh(**QUICK)) as store, another(store) as other:
+        agent = store.agent("a")
+        await agent.put("k", 1)
+        await store.flush(10)
+        await evict_all(store)
+        expiry, later = (Expiry(one._core, one._machines.lifecycle) for one in (store, other))
+
+        async def dies() -> None:
+            store._machines.lifecycle.table.end = gone  # type: ignore[method-assign]  # a dead process says nothing
+            raise asyncio.CancelledError
+
+        async def gone(*_: object) -> set[object]:
+            return set()
+
+        with at(**{place: dies}), pytest.raises(asyncio.CancelledError):
+            await expiry.tend()
+        assert await other.agent("a").phase() is Phase.FLUSHING
+        assert await other.agent("a").get("k") == 1
+        await evict_all(store)
+        schema = store.config.names.schema("agents")
+        await store._core.db.execute(f"UPDATE {schema}.lifecycle SET until = now() - interval '1 s'")
+        assert await other.agent("a").phase() is Phase.COLD
+        await later.tend()
+        assert await other.agent("a").phase() is Phase.EXPIRED

@@ -11,6 +11,7 @@ from cenote.cli import (
     doctor,
     entries,
     knowledge,
+    life,
     listing,
     messages,
     moving,
@@ -48,7 +49,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for room in (shows, servers, status, doctor, entries, listing, searching, moving, past, adopt, conflicts):
+for room in (shows, servers, status, doctor, entries, listing, searching, moving, life, past, adopt, conflicts):
     app.add_typer(room.app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
 app.add_typer(knowledge.app, name="knowledge", rich_help_panel=OPERATION)

@@ -66,8 +66,8 @@ def watch(
 
 @command(app, "agents", panel=STATE)
 def agents(common: Common) -> int:
-    """List the agents that PostgreSQL knows, what they say of themselves and the number of their live keys; exit code 1
-    when there are none."""
+    """List the agents that PostgreSQL knows, what they say of themselves, the phase that was written down last (see
+    `phase`) and the number of their live keys; exit code 1 when there are none."""
     from cenote.cli.reach import wait
     from cenote.model.entry import from_us
     from cenote.model.key import from_sql_key
@@ -78,6 +78,7 @@ def agents(common: Common) -> int:
             "id": str(row.agent_id),
             "type": row.agent_type,
             "status": row.status,
+            "phase": row.phase,
             "keys": row.keys,
             "flushed_at": None if row.updated_us is None else from_us(row.updated_us).isoformat(timespec="seconds"),
             "seen_at": None if row.seen_us is None else from_us(row.seen_us).isoformat(timespec="seconds"),
@@ -90,7 +91,8 @@ def agents(common: Common) -> int:
         print_json(found)
     elif found:
         print_table(
-            ["NAME", "ID", "TYPE", "STATUS", "KEYS", "FLUSHED AT", "SEEN AT"], [list(agent.values()) for agent in found]
+            ["NAME", "ID", "TYPE", "STATUS", "PHASE", "KEYS", "FLUSHED AT", "SEEN AT"],
+            [list(agent.values()) for agent in found],
         )
     else:
         print("no agents yet")

@@ -1,16 +1,14 @@
-"""`flush`, `hydrate`, `migrate`: bring state, or the schema, to where it should be."""
+"""`flush`, `migrate`: bring state, or the schema, to where it should be."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cenote.cli.entries import Agent
 from cenote.cli.options import OPERATION, Common, command
-from cenote.cli.output import print_json, printable
+from cenote.cli.output import print_json
 
 if TYPE_CHECKING:
     from cenote.config import Config
-    from cenote.engine.hydrator import Hydrated
     from cenote.sql.migrate import Phase
 
 app = typer.Typer()
@@ -29,19 +27,6 @@ def flush(
         print_json({"flushed": True, "took_ms": took_ms, "sql_rows": rows})
     else:
         print(f"everything is in PostgreSQL ({took_ms} ms)")
-    return 0
-
-
-@command(app, "hydrate", panel=OPERATION)
-def hydrate(common: Common, agent: Agent) -> int:
-    """Bring all keys of an agent that only PostgreSQL holds back into KV."""
-    from cenote.cli.reach import wait
-
-    hydrated = wait(_hydrate(common.load(flush__enabled=False), agent))
-    if common.json:
-        print_json({"agent": agent, "keys": hydrated.keys, "bytes": hydrated.bytes})
-    else:
-        print(f"{printable(agent)}: {hydrated.keys} keys, {hydrated.bytes} bytes brought into KV")
     return 0
 
 
@@ -94,13 +79,6 @@ async def _flush(config: "Config", timeout: float) -> tuple[int, int | None]:
         await store.flush(timeout)
         took_ms = round((time.monotonic() - started) * 1000)
         return took_ms, (await store.stats()).sql_rows
-
-
-async def _hydrate(config: "Config", agent: str) -> "Hydrated":
-    from cenote.cli.reach import opened
-
-    async with opened(config) as (store, _):
-        return await store.agent(agent).hydrate()
 
 
 async def _migrate(config: "Config", phase: "Phase | None", *, dry_run: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """The deep pool: each kind of data in the store that suits it, behind verbs of its own."""
 
 from cenote.engine.chores import Chore
+from cenote.engine.expiry import Expiry
 from cenote.engine.machines import Machines
 from cenote.engine.restore import EVERY_S as RESTORES_S
 from cenote.engine.search_index import EVERY_S, SearchIndex
@@ -18,7 +19,9 @@ def chores(machines: Machines) -> list[Chore]:
         await db.execute(db.queries["forget_operations"])
 
     upkeep = Upkeep(machines.core, MessageTable(machines.core.db))
+    expiry = Expiry(machines.core, machines.lifecycle)
     return [
+        Chore("lifecycle", expiry.every_s, expiry.tend),
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
         Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),

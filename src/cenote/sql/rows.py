@@ -131,7 +131,7 @@ class HighWater(NamedTuple):
 
 class AgentRow(NamedTuple):
     """A registered agent with the number of its live keys and its last flush (PostgreSQL's clock); `deleted`: what it
-    said of itself; `seen_us`: its last sign of life (the KV server's clock)."""
+    said of itself; `seen_us`: its last sign of life (the KV server's clock); `phase`: as it was written down last."""
 
     agent_id: UUID
     name: str
@@ -141,6 +141,7 @@ class AgentRow(NamedTuple):
     status: str
     deleted: bool
     seen_us: int | None
+    phase: str | None
 
 
 class DeadLetter(NamedTuple):

@@ -63,11 +63,12 @@ SELECT name, agent_type, status, metadata::text AS metadata, raw, epoch, version
 -- why: `cenote agents`; counts only the keys of the agents on the page.
 -- index: registry_pkey, state_pkey
 SELECT r.agent_id, r.name, s.keys, s.updated_us, r.agent_type, r.status, r.deleted,
-       (extract(epoch FROM r.seen_at) * 1000000)::bigint AS seen_us
+       (extract(epoch FROM r.seen_at) * 1000000)::bigint AS seen_us, l.phase
   FROM (SELECT * FROM {agents}.registry WHERE agent_id > $1 ORDER BY agent_id LIMIT $2) AS r
  CROSS JOIN LATERAL (
        SELECT count(*) FILTER (WHERE NOT deleted AND (expires_at IS NULL OR expires_at > now())) AS keys,
               (extract(epoch FROM max(updated_at)) * 1000000)::bigint AS updated_us
          FROM {agents}.state
         WHERE agent_id = r.agent_id) AS s
+  LEFT JOIN {agents}.lifecycle AS l ON l.agent_id = r.agent_id
  ORDER BY r.agent_id
