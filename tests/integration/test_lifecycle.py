@@ -350,8 +350,9 @@ async def test_who_is_killed_in_the_midst_of_sleep_is_followed(place: str, cenot
         agent = store.agent("a")
         was = {f"k{number}": number for number in range(10)}
         await agent.put_many(was)
+        given = json.dumps(settings | {"flush__enabled": False}, default=str)
         child = await asyncio.create_subprocess_exec(
-            sys.executable, str(Path(__file__).with_name("sleeper.py")), json.dumps(settings | {"flush__enabled": False}, default=str),
+            sys.executable, str(Path(__file__).with_name("sleeper.py")), given,
             env=os.environ | {"CENOTE_CRASH_AT": place},
         )  # fmt: skip
         assert await child.wait() == -signal.SIGKILL
