@@ -10,6 +10,7 @@ from uuid import UUID
 from cenote import limits
 from cenote.agent_past import AgentPast
 from cenote.engine import entries
+from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.entries import Target
 from cenote.engine.machines import Machines
 from cenote.engine.meeting import NOTHING, content_of
@@ -27,6 +28,7 @@ from cenote.typed import Typed
 
 T = TypeVar("T")
 Durability = Literal["kv", "sql"]
+At = Checkpoint | UUID | str
 
 
 class AgentState(AgentPast):
@@ -231,7 +233,7 @@ class AgentState(AgentPast):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    async def get(self, key: str, default: Any = None, *, into: type[Any] | None = None) -> Any:
+    async def get(self, key: str, default: Any = None, *, into: type[Any] | None = None, at: At | None = None) -> Any:
         """The value, the caller's own copy; `default` when the key is absent, deleted or expired.
 
         This process's own writes are seen at once, others' as soon as they are announced: usually within milliseconds,
@@ -241,7 +243,10 @@ class AgentState(AgentPast):
         Raises:
             UnavailableError: no tier that could know it answered within `kv.deadline_ms`.
             CodecError: the stored bytes are not what this version writes, or do not fit `into`.
+            NotFoundError, ConsistencyError: the checkpoint `at` which it is asked for is unknown, or damaged.
         """
+        if at is not None:
+            return await self._get_at(key, default, into, at)
         target = self._targets.get(key) or self._target(key)
         core = self._core
         copy = core.cache.lookup(target.subject) if core.coherence.listening else None
@@ -281,8 +286,15 @@ class AgentState(AgentPast):
         async for key, _, _ in self._machines.reader.scan(self._agent, prefix):
             yield key
 
-    async def items(self, prefix: str = "", *, into: type[Any] | None = None) -> AsyncIterator[tuple[str, Any]]:
-        """Every live key that begins with `prefix` with its value, once each, in no order; KV and SQL united."""
+    async def items(
+        self, prefix: str = "", *, into: type[Any] | None = None, at: At | None = None
+    ) -> AsyncIterator[tuple[str, Any]]:
+        """Every live key that begins with `prefix` with its value, once each, in no order; KV and SQL united. `at`: as
+        it was at this checkpoint; then raises as `diff`."""
+        if at is not None:
+            async for pair in self._items_at(prefix, into, at):
+                yield pair
+            return
         async for key, stored, _ in self._machines.reader.scan(self._agent, prefix):
             yield key, await self._decode(stored, into)
 

@@ -2,14 +2,21 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from cenote.agent_life import AgentLife
 from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.checkpoint_draft import wish
+from cenote.engine.conflict_log import wanted
+from cenote.engine.past import Difference, History, Past
 from cenote.engine.restored import Restored, Restoring
+from cenote.model import value as values
 from cenote.model.duration import seconds
+from cenote.model.kept import Kept
 from cenote.model.page import Page
+
+_CONFLICTS_MAX = 1_000
 
 
 class AgentPast(AgentLife):
@@ -83,3 +90,40 @@ class AgentPast(AgentLife):
         """
         async for line in self._machines.transfer.exported(self._agent):
             yield line
+
+    async def diff(self, a: Checkpoint | UUID | str, b: Checkpoint | UUID | str) -> Difference:
+        """What became of the keys from `a` to `b`. Raises NotFoundError, ConsistencyError (a checkpoint is damaged),
+        CodecError (a newer cenote made it) and UnavailableError."""
+        return await self._past.difference(a, b)
+
+    async def history(self, key: str) -> History:
+        """What is still known of a key's past: the versions that checkpoints keep, and the conflict log. Others were
+        overwritten and are kept nowhere. Raises as `diff`."""
+        core = self._core
+        core.target(self._agent, key)  # a key, or RejectedError
+        of = wanted(core.now_ms(), self._agent.text, key, None, None, _CONFLICTS_MAX)
+        return History(tuple(await self._past.versions(key)), tuple(await self._machines.conflicts.find(of)))
+
+    @property
+    def _past(self) -> Past:
+        return Past(self._machines.checkpoints, self._core.blobs, self._agent)
+
+    async def _get_at(self, key: str, default: Any, into: type[Any] | None, at: Checkpoint | UUID | str) -> Any:
+        self._core.target(self._agent, key)
+        kept = await self._past.kept(at, key)
+        return default if kept is None else _decoded(kept, into)
+
+    async def _items_at(
+        self, prefix: str, into: type[Any] | None, at: Checkpoint | UUID | str
+    ) -> AsyncIterator[tuple[str, Any]]:
+        past, checkpoints = self._past, self._machines.checkpoints
+        mark = await checkpoints.find(self._agent, at)
+        async for page in checkpoints.fold(self._agent, mark.seq):
+            for kept in page:
+                if kept.key.startswith(prefix):
+                    yield kept.key, _decoded(await past.whole(kept), into)
+
+
+def _decoded(kept: Kept, into: type[Any] | None) -> Any:
+    value = values.decode(kept.codec, kept.body)
+    return value if into is None else values.decode_into(value, into)

@@ -1,5 +1,8 @@
 """Checkpoints: consistent cuts, kept as bases and deltas, and read back."""
 
+import asyncio
+import json
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +13,8 @@ from cenote.agent import AgentState
 from cenote.engine.checkpoint import Checkpoint
 from cenote.model import value as values
 from cenote.store import Store
-from witness import another, demand, evict_all
+from cenote.testing import TestServers
+from witness import another, demand, evict_all, tables
 
 
 async def held(agent: AgentState, mark: Checkpoint) -> dict[str, Any]:
@@ -64,3 +68,86 @@ async def test_who_asks_for_what_is_not_his_learns_nothing(cenote_store: Store) 
     demand(len(told) == 1, "I14: an unknown id and another agent's are told apart")
     with pytest.raises(cenote.RejectedError, match="label"):
         await cenote_store.agent("mine").checkpoint("")
+
+
+async def test_what_was_is_read_without_restoring_it(cenote_store: Store) -> None:
+    agent = cenote_store.agent("scout")
+    await agent.put_many({"a": 1, "b": {"x": 1}, "gone": 1, "big": "x" * 700_000, "same": [1]})
+    await agent.put("brief", 1, ttl=timedelta(hours=1))
+    first = await agent.checkpoint()
+    await agent.put_many({"a": 2, "new": 1, "same": [1]})
+    await agent.delete("gone")
+    second = await agent.checkpoint()
+    await agent.put("a", 3)
+    await cenote_store.flush(20)
+    await evict_all(cenote_store)
+    assert await agent.get("a", at=first) == 1
+    assert await agent.get("a", at=str(second.id)) == 2
+    assert await agent.get("a") == 3
+    assert await agent.get("big", at=first.id) == "x" * 700_000
+    assert await agent.get("gone", "nothing", at=second) == "nothing"
+    assert {key async for key, _ in agent.items(at=first)} == {"a", "b", "gone", "big", "same", "brief"}
+    assert {key: value async for key, value in agent.items("n", at=second)} == {"new": 1}
+    there, back = await agent.diff(first, second), await agent.diff(second, first)
+    assert (there.added, there.removed, there.changed) == (("new",), ("gone",), ("a",))
+    assert (back.added, back.removed, back.changed) == (("gone",), ("new",), ("a",))
+    assert not await agent.diff(second, second)
+    history = await agent.history("a")
+    assert [(one.value, one.seq) for one in history.versions] == [(1, 1), (2, 2)]
+    assert not history.complete
+    assert [one.deleted for one in (await agent.history("gone")).versions] == [False, True]
+    with pytest.raises(cenote.NotFoundError):
+        await cenote_store.agent("another").get("a", at=first)
+
+
+async def test_what_expired_before_a_cut_is_not_in_it(cenote_store: Store) -> None:
+    agent = cenote_store.agent("scout")
+    await agent.put("brief", 1, ttl=timedelta(seconds=1))
+    first = await agent.checkpoint()
+    assert await held(agent, first) == {"brief": 1}
+    await asyncio.sleep(1.1)
+    assert await held(agent, await agent.checkpoint()) == {}
+    assert await held(agent, first) == {"brief": 1}
+
+
+async def test_a_checkpoint_that_cannot_be_read_says_why(cenote_store: Store) -> None:
+    agent = cenote_store.agent("scout")
+    await agent.put_many({f"k{n}": n for n in range(10)})
+    base = await agent.checkpoint()
+    await agent.put("k1", 2)
+    mark = await agent.checkpoint()
+    schema = cenote_store.config.names.schema("agents")
+    db = cenote_store._core.db
+
+    async def refused(error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words):
+            await held(agent, mark)
+        with pytest.raises(error, match=words):
+            await agent.get("k5", at=mark)
+
+    parts, rows = f"{schema}.checkpoint_parts", f"{schema}.checkpoints"
+    await db.execute(f"UPDATE {rows} SET format = 2 WHERE seq = 1")
+    await refused(cenote.CodecError, "format 2")
+    await db.execute(f"UPDATE {rows} SET format = 1")
+    await db.execute(f"UPDATE {parts} SET data = overlay(data PLACING '7' FROM octet_length(data) - 2)")
+    await refused(cenote.ConsistencyError, "damaged")
+    await db.execute(f"DELETE FROM {parts}")
+    await refused(cenote.ConsistencyError, "missing")
+    await db.execute(f"UPDATE {rows} SET kv_revision = kv_revision + 1 WHERE seq = 1")
+    await refused(cenote.ConsistencyError, "damaged")
+    await db.execute(f"ALTER TABLE {rows} DROP CONSTRAINT checkpoints_parent_id_fkey")
+    await db.execute(f"DELETE FROM {rows} WHERE seq = 1")
+    await refused(cenote.ConsistencyError, "gone")
+    assert base.id == mark.parent
+
+
+async def test_sql_sees_what_a_checkpoint_holds(cenote_servers: TestServers, cenote_store: Store) -> None:
+    agent = cenote_store.agent("scout")
+    await agent.put_many({"a": 1, "b": "\x00", "gone": 1})
+    await agent.checkpoint()
+    await agent.delete("gone")
+    await agent.put("a", {"x": [1]})
+    await agent.checkpoint()
+    async with tables(cenote_servers, cenote_store) as sql:
+        found = await sql.link.fetch(f"SELECT state_snapshot FROM {sql.schema}.state_snapshot ORDER BY checkpoint_id")
+    assert [json.loads(row[0]) for row in found] == [{"a": 1, "b": "\x00", "gone": 1}, {"a": {"x": [1]}, "b": "\x00"}]

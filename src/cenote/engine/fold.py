@@ -99,11 +99,7 @@ class Fold:
         return chain
 
     def _page(self, part: _Part, data: bytes) -> list[Kept]:
-        if part_digest(data) != part.digest:
-            raise ConsistencyError(
-                f"I9: part {part.number} of checkpoint {self._seq} of {self._agent.text!r} is damaged",
-                hint="its digest does not match; use another checkpoint",
-            )
+        demand_intact(data, part.digest, f"part {part.number} of checkpoint {self._seq} of {self._agent.text!r}")
         met, page = self._met, []
         for kept in reversed(unpacked(data)):
             if kept.key not in met:
@@ -111,6 +107,12 @@ class Fold:
                 if kept.live(self._cut_ms) and (self._only is None or kept.key == self._only):
                     page.append(kept)
         return page
+
+
+def demand_intact(part: bytes, digest: bytes, what: str) -> None:
+    """The bytes are those that were kept. ConsistencyError names the place."""
+    if part_digest(part) != digest:
+        raise ConsistencyError(f"I9: {what} is damaged", hint="its digest does not match; use another checkpoint")
 
 
 def demand_readable(row: NewCheckpoint | CheckpointRow) -> None:

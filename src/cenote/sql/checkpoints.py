@@ -95,6 +95,16 @@ class Added(NamedTuple):
     created_at: datetime | None
 
 
+class Mention(NamedTuple):
+    """A part that names a key."""
+
+    checkpoint_id: UUID
+    seq: int
+    part: int
+    digest: bytes
+    data: bytes
+
+
 class CheckpointTable:
     """What the engine asks of SQL about checkpoints."""
 
@@ -165,3 +175,8 @@ class CheckpointTable:
         ids, numbers = [one[0] for one in wanted], [one[1] for one in wanted]
         rows = await self.db.fetch(self.db.queries["checkpoint_parts"], ids, numbers, containing)
         return {(row[0], row[1]): row[2] for row in rows}
+
+    async def mentions(self, agent_id: UUID, text: bytes, after: tuple[int, int], limit: int) -> list[Mention]:
+        """The agent's parts behind a place that contain these bytes."""
+        rows = await self.db.fetch(self.db.queries["checkpoint_mentions"], agent_id, text, *after, limit)
+        return [Mention(*row) for row in rows]

@@ -113,3 +113,13 @@ SELECT p.data_id, p.part,
        CASE WHEN $3::bytea IS NULL OR position($3::bytea IN p.data) > 0 THEN p.data END AS data
   FROM unnest($1::uuid[], $2::integer[]) AS w (id, n)
   JOIN {agents}.checkpoint_parts AS p ON p.data_id = w.id AND p.part = w.n
+
+-- name: checkpoint_mentions
+-- why: the history of a key: of an agent's own parts those that name it, in the order in which they were made.
+-- index: checkpoints_agent_id_seq_key, checkpoint_parts_pkey
+SELECT c.checkpoint_id, c.seq, p.part, substring(c.part_digests FROM p.part * 16 + 1 FOR 16) AS digest, p.data
+  FROM {agents}.checkpoints AS c
+  JOIN {agents}.checkpoint_parts AS p ON p.data_id = c.data_id
+ WHERE c.agent_id = $1 AND (c.seq, p.part) > ($3, $4::integer) AND position($2::bytea IN p.data) > 0
+ ORDER BY c.seq, p.part
+ LIMIT $5

@@ -1,0 +1,121 @@
+"""200 checkpoints beside writers, evictions and flushers that are killed; and what checkpoints cost."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_movers import AGENT, EACH, KEYS
+
+import cenote
+from cenote.agent import AgentState
+from cenote.engine.checkpoint import Checkpoint
+from cenote.kv.message import republished_sequence
+from cenote.model import key as keys
+from cenote.model import value as values
+from cenote.naming import AGENT_STATE
+from cenote.store import Store
+from cenote.testing import TestServers
+from witness import another, demand, in_kv, reached
+
+_MOVERS = Path(__file__).with_name("checkpoint_movers.py")
+
+
+class Feed:
+    """Every message of the stream by its sequence, as the server republishes it."""
+
+    def __init__(self, store: Store) -> None:
+        self.messages: dict[int, tuple[str, bytes]] = {}
+        self._prefix = store.config.names.republished(AGENT_STATE)
+        self._ear = store._core.link.subscribe(self._prefix + ">", self._heard)
+
+    def _heard(self, subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
+        self.messages[republished_sequence(header)] = subject.decode(), payload
+
+    def agent_at(self, positions: list[int]) -> Iterator[dict[str, Any]]:
+        """The bank's keys as the stream had them at each of these positions, which grow."""
+        head, sequence = f"{self._prefix}{AGENT}.", 0
+        found: dict[str, Any] = {}
+        for position in positions:
+            while sequence < position:
+                sequence += 1
+                subject, payload = self.messages[sequence]  # a gap would be a KeyError: the test needs all of it
+                if subject.startswith(head):
+                    found[keys.decode_token(subject[len(head) :])] = values.decode("j", payload)
+            yield dict(found)
+
+
+async def held(agent: AgentState, mark: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    pages = [page async for page in agent._machines.checkpoints.fold(agent._agent, mark.seq)]
+    return {kept.key: values.decode(kept.codec, kept.body) for page in pages for kept in page}
+
+
+@asynccontextmanager
+async def process(role: str, settings: dict[str, Any]) -> Any:
+    """One of the workers; killed at the end."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, str(_MOVERS), role, json.dumps(settings), stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"ready\n"
+        yield child
+    finally:
+        child.kill()
+        await child.wait()
+
+
+async def _flushers(settings: dict[str, Any]) -> None:
+    """One flusher after the other, each killed in the midst of its work; some live long enough to evict."""
+    for life_s in cycle((2, 5)):
+        async with process("flusher", settings):
+            await asyncio.sleep(life_s)
+
+
+@pytest.mark.judge
+async def test_200_checkpoints_beside_movers_are_each_of_one_moment(cenote_servers: TestServers) -> None:
+    fresh = cenote_servers.fresh(state__ttl_s=2)
+    settings = {name: str(one) if isinstance(one, Path) else one for name, one in fresh.items()}
+    movers = [f"mover{n}" for n in range(4)]
+    async with cenote.open(**settings, flush__enabled=False) as store, another(store) as other:
+        feed = Feed(store)
+        agent, same = store.agent(AGENT), other.agent(AGENT)
+        await agent.put_many(dict.fromkeys(KEYS, EACH), atomic=True)
+        await agent.put_many({f"cold{n}": n for n in range(100)})
+        async with asyncio.TaskGroup() as group:
+            flushers = group.create_task(_flushers(settings))
+            marks = await _beside([agent, same], movers, settings)
+            flushers.cancel()
+        kinds = {mark.parent is None for mark in marks}
+        assert kinds == {True, False}
+        newest = max(mark.version.revision for mark in marks)
+        await reached(lambda: max(feed.messages) >= newest, "the feed")
+        marks.sort(key=lambda mark: mark.version)
+        assert [mark.seq for mark in marks] == list(range(1, 201))
+        for mark, was in zip(marks, feed.agent_at([mark.version.revision for mark in marks]), strict=True):
+            found = await held(agent, mark)
+            total = sum(found[key] for key in KEYS)
+            demand(total == EACH * len(KEYS), f"I9: checkpoint {mark.seq} is torn: {total}")
+            demand(found == was, f"I9: checkpoint {mark.seq} is no prefix of the stream: {found} is not {was}")
+        assert await in_kv(agent, "cold1") is None, "nothing had left KV"
+        print(f"{len(marks)} checkpoints of {len(found)} keys among {len(feed.messages)} messages")
+
+
+async def _beside(agents: list[AgentState], movers: list[str], settings: dict[str, Any]) -> list[Checkpoint]:
+    """200 checkpoints, through two stores, while everybody works."""
+    async with AsyncExitStack() as all_of_them:
+        await asyncio.gather(*(all_of_them.enter_async_context(process(mover, settings)) for mover in movers))
+        marks = []
+        for number in range(200):
+            marks.append(await agents[number // 3 % 2].checkpoint(f"number {number}"))
+            await asyncio.sleep(0.03)
+        return marks
