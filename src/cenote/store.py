@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
@@ -20,6 +20,7 @@ from cenote.engine import monitor
 from cenote.engine.barrier import Barrier
 from cenote.engine.changes import Change, Changes
 from cenote.engine.checkpoint import Checkpoint
+from cenote.engine.checkpoint_draft import wish
 from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
 from cenote.engine.hydrator import Hydrated
@@ -155,6 +156,23 @@ class Store:
         limit_s, retry = seconds(deadline, "deadline"), self.config.retry
         deadline_ms = retry.deadline_ms if limit_s is None else limit_s * 1000
         return await transact_once(self._core.db, fn, isolation, deadline_ms)
+
+    async def checkpoint(
+        self,
+        wanted: Sequence[str | UUID],
+        label: str | None = None,
+        *,
+        metadata: object = None,
+        keep: bool = False,
+        deadline: timedelta | float | None = None,
+    ) -> list[Checkpoint]:
+        """Keep what several agents are at one moment, all or none; in their order. Arguments and errors are those of
+        `AgentState.checkpoint`."""
+        deadline_s = seconds(deadline, "deadline")
+        return await self._machines.checkpoints.create_many(
+            [agent_ref(one) for one in wanted], wish(label, metadata, keep=keep),
+            None if deadline_s is None else deadline_s * 1000,
+        )  # fmt: skip
 
     async def restore(self, checkpoints: Iterable[Checkpoint]) -> list[Restored]:
         """Make several agents again what these checkpoints hold, one for each, all together: at once where all that

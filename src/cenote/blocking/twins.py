@@ -14,13 +14,14 @@ from uuid import UUID
 from cenote import agent as agents
 from cenote import store as stores
 from cenote import typed as typeds
-from cenote.agent import Durability
+from cenote.agent import At, Durability
 from cenote.blocking.agent_life import AgentLife, WarmUp
 from cenote.blocking.agents import Agents
 from cenote.blocking.answers import Answers
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.knowledge import Knowledge
 from cenote.blocking.messages import Messages
+from cenote.blocking.past import AgentPast, StorePast
 from cenote.blocking.receipt import Receipt
 from cenote.blocking.restores import AgentRestores, StoreRestores
 from cenote.blocking.sessions import Sessions
@@ -46,7 +47,7 @@ _ABSENT: Any = object()
 Condition = Version | Receipt | Entry | int | None
 
 
-class AgentState(AgentLife, AgentRestores):
+class AgentState(AgentLife, AgentPast, AgentRestores):
     """See `cenote.AgentState`. Get it from `store.agent()`; threads may share it."""
 
     def __init__(self, thread: LoopThread, agent: agents.AgentState) -> None:
@@ -129,9 +130,9 @@ class AgentState(AgentLife, AgentRestores):
         done = self._thread.run(self._agent.put_many(items, ttl=ttl, atomic=atomic, if_version=conditions))
         return {key: Receipt(self._thread, receipt) for key, receipt in done.items()}
 
-    def get(self, key: str, default: Any = None, *, into: type[Any] | None = None) -> Any:
+    def get(self, key: str, default: Any = None, *, into: type[Any] | None = None, at: At | None = None) -> Any:
         """The value, or `default`; see `cenote.AgentState.get`."""
-        return self._thread.run(self._agent.get(key, default, into=into))
+        return self._thread.run(self._agent.get(key, default, into=into, at=at))
 
     def entry(self, key: str, *, into: type[Any] | None = None) -> Entry:
         """The value with its circumstances; see `cenote.AgentState.entry`."""
@@ -145,9 +146,11 @@ class AgentState(AgentLife, AgentRestores):
         """Every live key, once each; see `cenote.AgentState.keys`."""
         return Iteration(self._thread, self._agent.keys(prefix), page=_PAGE)
 
-    def items(self, prefix: str = "", *, into: type[Any] | None = None) -> Iteration[tuple[str, Any]]:
+    def items(
+        self, prefix: str = "", *, into: type[Any] | None = None, at: At | None = None
+    ) -> Iteration[tuple[str, Any]]:
         """Every live key with its value; see `cenote.AgentState.items`."""
-        return Iteration(self._thread, self._agent.items(prefix, into=into), page=_PAGE)
+        return Iteration(self._thread, self._agent.items(prefix, into=into, at=at), page=_PAGE)
 
     def watch(
         self, prefix: str = "", *, since: Version | int | None = None, into: type[Any] | None = None
@@ -215,7 +218,7 @@ class SwarmCounter:
         return self._thread.run(self._counter.value())
 
 
-class Store(WarmUp, StoreRestores):
+class Store(WarmUp, StorePast, StoreRestores):
     """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
 
     def __init__(self, thread: LoopThread, store: stores.Store) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
@@ -92,11 +93,12 @@ class Past:
         return await self._blobs.resolve(kept) if kept.codec == BLOB else kept
 
     async def difference(self, a: Checkpoint | UUID | str, b: Checkpoint | UUID | str) -> Difference:
-        """From `a` to `b`. Memory: the names and versions of the keys of `a`."""
+        """From `a` to `b`. Memory: names and digests of the keys of `a`. Versions would not do: those of an imported
+        checkpoint are of another stream."""
         first, second = await self._checkpoints.find(self._agent, a), await self._checkpoints.find(self._agent, b)
-        before: dict[str, Version] = {}
+        before: dict[str, bytes] = {}
         async for page in self._checkpoints.fold(self._agent, first.seq):
-            before |= {kept.key: kept.version for kept in page}
+            before |= {kept.key: _mark(kept) for kept in page}
         added: list[str] = []
         suspects: dict[str, bytes] = {}
         async for page in self._checkpoints.fold(self._agent, second.seq):
@@ -104,7 +106,7 @@ class Past:
                 known = before.pop(kept.key, None)
                 if known is None:
                     added.append(kept.key)
-                elif known != kept.version:
+                elif known != _mark(kept):
                     suspects[kept.key] = _content(kept)
         return Difference(
             tuple(sorted(added)), tuple(sorted(before)), tuple(sorted(await self._changed(first, suspects)))
@@ -136,6 +138,10 @@ class Past:
         whole = await self.whole(kept)
         value = None if kept.deleted else values.decode(whole.codec, whole.body)
         return PastVersion(value, kept.version, from_us(kept.written_us), kept.deleted, checkpoint_id, seq)
+
+
+def _mark(kept: Kept) -> bytes:
+    return blake2b(kept.codec.encode() + b";" + kept.body, digest_size=16).digest()
 
 
 def _content(kept: Kept) -> bytes:
