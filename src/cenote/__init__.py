@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from cenote.repositories.knowledge_entity import Fact as Fact
     from cenote.repositories.knowledge_entity import Found as Found
     from cenote.repositories.knowledge_entity import NewFact as NewFact
+    from cenote.repositories.knowledge_index import VectorIndexState as VectorIndexState
     from cenote.repositories.messages_entity import Message as Message
     from cenote.repositories.messages_entity import NewMessage as NewMessage
     from cenote.repositories.sessions import Session as Session
@@ -148,6 +149,7 @@ _BESIDE = {
     "Fact": "repositories.knowledge_entity",
     "Found": "repositories.knowledge_entity",
     "NewFact": "repositories.knowledge_entity",
+    "VectorIndexState": "repositories.knowledge_index",
     "Message": "repositories.messages_entity",
     "NewMessage": "repositories.messages_entity",
     "Job": "repositories.tasks_work",

@@ -185,5 +185,7 @@ FACTS_EMBED_COUNT: Final = 128  # facts that an embedder gets at a time
 FACTS_EMBED_S: Final = 30  # time for that, after which another process may take them
 FACTS_IDLE_S: Final = 5  # an idle process with an embedder looks this often for facts of others
 FACTS_VECTORS_BYTES_MAX: Final = 256 * MIB  # embeddings that one process keeps in memory
+FACTS_INDEX_COUNT: Final = 200  # embeddings that go into an index at a time
+FACTS_SPACES_MAX: Final = 10_000  # namespaces of which a process remembers whether they have an index
 FACT_WORDS_CHARS_MAX: Final = 4_000  # longest text to search for
 ANSWERS_SHARE: Final = 4  # answers may take a quarter of the memory that the state's L1 may

@@ -162,6 +162,12 @@ class KnowledgeConfig(_Section):
     embedder: str | None = Field(
         default=None, description="a registered embedder, e.g. `wordllama`; none: facts are found by text and filter"
     )
+    vector_index: Literal["auto", "off"] = Field(
+        default="auto", description="`auto`: pgvector indexes large namespaces, where the server has it"
+    )
+    vector_index_rows: Annotated[int, Field(ge=100, le=1_000_000_000)] = Field(
+        default=50_000, description="embeddings from which on a namespace is large"
+    )
 
 
 class RoutesConfig(_Section):

@@ -38,6 +38,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "tasks.retry_ms": 1000, "tasks.retry_ms_max": 3_600_000,
         "messages.partition_s": 604_800, "messages.ahead_count": 2, "messages.poll_ms": 1000,
         "messages.search_index": False,
+        "knowledge.vector_index": "auto", "knowledge.vector_index_rows": 50_000,
         "memory.entries_max": 10000, "memory.bytes_max": 67108864, "memory.ttl_s": 60,
         "flush.enabled": True, "flush.active_max": 1, "flush.threshold_count": 50, "flush.interval_ms": 20,
         "flush.batch_count_max": 500, "flush.window_ms": 200, "flush.backlog_count_max": 1000000,

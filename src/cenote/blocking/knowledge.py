@@ -12,6 +12,7 @@ from cenote.model.page import Page
 from cenote.repositories import knowledge
 from cenote.repositories.knowledge import Mode
 from cenote.repositories.knowledge_entity import Fact, Found, NewFact
+from cenote.repositories.knowledge_index import VectorIndexState
 
 
 class Knowledge:
@@ -106,6 +107,10 @@ class Knowledge:
         """The facts that fit best; see the other `search`."""
         work = self._inner.search(query, embedding=embedding, limit=limit, where=where, namespace=namespace, mode=mode)
         return self._thread.run(work)
+
+    def vector_index(self, namespace: str = "default") -> VectorIndexState:
+        """By what a namespace is searched; see the other `vector_index`."""
+        return self._thread.run(self._inner.vector_index(namespace))
 
     def embedded(self, timeout: timedelta | float | None = None) -> None:
         """Wait until every fact has an embedding; see the other `embedded`."""

@@ -5,6 +5,8 @@ from cenote.engine.expiry import Expiry
 from cenote.engine.machines import Machines
 from cenote.engine.restore import EVERY_S as RESTORES_S
 from cenote.engine.search_index import EVERY_S, SearchIndex
+from cenote.repositories.knowledge_index import EVERY_S as VECTORS_S
+from cenote.repositories.knowledge_index import IndexUpkeep
 from cenote.repositories.messages_upkeep import Upkeep
 from cenote.repositories.tasks_upkeep import EVERY_S as TASKS_S
 from cenote.repositories.tasks_upkeep import Upkeep as TasksUpkeep
@@ -26,5 +28,6 @@ def chores(machines: Machines) -> list[Chore]:
         Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),
         Chore("restores", RESTORES_S, machines.restorer.tend),
+        Chore("vector-index", VECTORS_S, IndexUpkeep(machines.core).tend),
         Chore("tasks", TASKS_S, TasksUpkeep(machines.core).tend),
     ]

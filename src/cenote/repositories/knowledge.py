@@ -1,7 +1,8 @@
 """Knowledge: what is known, found by what it means, by its words and by what is said about it.
 
 PostgreSQL is authoritative. Embeddings are compared exactly, in the memory of whoever searches
-(`knowledge_vectors.py`), so the answers are the same on every PostgreSQL.
+(`knowledge_vectors.py`), so the answers are the same on every PostgreSQL; in a large namespace only those that an index
+proposes, where there is one (`knowledge_index.py`).
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from cenote.repositories.knowledge_entity import (
     whole,
 )
 from cenote.repositories.knowledge_entity import namespace as checked_namespace
+from cenote.repositories.knowledge_index import VectorIndex, VectorIndexState
 from cenote.repositories.knowledge_vectors import Vectors
 from cenote.repositories.knowledge_worker import Worker
 from cenote.repositories.repository import Repository
@@ -65,6 +67,7 @@ class Knowledge(Repository[Fact, UUID]):
         self._table = FactTable(machines.core.db)
         self._asking = Asking(machines.core)
         self._vectors = Vectors(self._table)
+        self._index = VectorIndex(machines.core, self._vectors)
         self._worker = Worker(machines.core, self._table)
 
     # --- adding ---------------------------------------------------------------------------------------------
@@ -311,6 +314,10 @@ class Knowledge(Repository[Fact, UUID]):
         except TimeoutError:
             raise UnavailableError(f"after {seconds:g} s some facts have no embedding yet") from None
 
+    async def vector_index(self, namespace: str = "default") -> VectorIndexState:
+        """How searches by embedding in a namespace find what is nearest: by pgvector's index, or exactly; and why."""
+        return await self._index.state(checked_namespace(namespace))
+
     async def _asked(self, words: str | None, embedding: Sequence[float] | None) -> bytes:
         if embedding is not None:
             return unit(embedding)
@@ -329,6 +336,9 @@ class Knowledge(Repository[Fact, UUID]):
         if dimensions is None:
             return []
         _same_dimensions(len(asked) // 4, dimensions)
+        best = await self._index.nearest(within, asked, limit, found)
+        if best is not None:
+            return best
         vector_ids = await self._asking.again(lambda: self._table.vectors(within, found))
         return await self._asking.again(lambda: self._vectors.nearest(within, vector_ids, asked, limit))
 

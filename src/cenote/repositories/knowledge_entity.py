@@ -196,6 +196,14 @@ def float32(numbers: "array[float]") -> bytes:
     return numbers.tobytes()
 
 
+def numbers(stored: bytes) -> "array[float]":
+    """What `float32` made."""
+    found = array("f", stored)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
+
+
 def _text(given: object) -> str:
     if not isinstance(given, str):
         raise RejectedError(f"text: a str is needed, not {type(given).__name__}")

@@ -1,7 +1,7 @@
 """Exact search by cosine, in memory: the numbers of embeddings are kept, which of them count is asked each time.
 
 An embedding never changes under its id, so what is kept is never stale, whatever other processes do. Only the ids of
-those that fit come from PostgreSQL, in one array.
+those that fit come from PostgreSQL, in one array; of a large namespace only candidates (`knowledge_index.py`).
 """
 
 from collections import OrderedDict
@@ -81,7 +81,16 @@ class Vectors:
             self._kept.popitem(last=False)
 
 
-def _joined(kept: _Kept, fetched: list[tuple[int, UUID, bytes]]) -> _Kept:
+def ranked(found: Sequence[tuple[int, UUID, bytes]], asked: bytes, limit: int) -> list[tuple[UUID, float]]:
+    """The best of these embeddings, by the same exact cosines, and in the same order."""
+    np = _numpy()
+    query = np.frombuffer(asked, dtype="<f4")
+    kept = _joined(_Kept(np.empty(0, np.int64), [], np.empty((0, len(query)), np.float32)), found)
+    best = sorted(_best(kept, kept.ids, query, limit), key=lambda one: (-one[0], one[1]))[:limit]
+    return [(fact_id, score) for score, fact_id in best]
+
+
+def _joined(kept: _Kept, fetched: Sequence[tuple[int, UUID, bytes]]) -> _Kept:
     np = _numpy()
     if not fetched:
         return kept

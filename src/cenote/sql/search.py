@@ -2,8 +2,6 @@
 authoritative; both may be missing, and no answer depends on them."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -14,9 +12,9 @@ from cenote.errors import UnavailableError
 from cenote.model import key as keys
 from cenote.model.filters import Filter, contained
 from cenote.sql.agents import indexed
+from cenote.sql.concurrently import alone, patiently
 from cenote.sql.errors import TIER
 from cenote.sql.filters import Condition
-from cenote.sql.locks import advisory_key
 from cenote.sql.pool import Database
 from cenote.sql.rows import Row
 from cenote.sql.state import prefix_end
@@ -25,7 +23,6 @@ from cenote.sql.transaction import Isolation, Transaction, transact
 _FIRST: Final = UUID(int=0)
 _LAST: Final = UUID(int=2**128 - 1)
 _HIDDEN: Final = sorted(keys.RESERVED_IDS)
-_BUILD_S: Final = 24 * 3_600
 
 
 class Where(NamedTuple):
@@ -151,37 +148,15 @@ class SearchTable:
         """Make the index beside the flushes, unless it is there or somebody is at it. It takes what it takes."""
         if await self.db.fetchval(self.db.queries["search_building"]):
             return
-        async with self.db.connection() as con, self._alone(con) as alone:
-            if alone and (await self.state()).inline is False:
-                await self._patiently(con, "search_inline_drop", lock_timeout="1s")
-            if alone:
-                await self._patiently(con, "search_inline_create", lock_timeout="0")
+        async with self.db.connection() as con, alone(con, self.db.names, "search_index") as is_alone:
+            if is_alone and (await self.state()).inline is False:
+                await patiently(con, self.db.queries["search_inline_drop"], lock_timeout="1s")
+            if is_alone:
+                await patiently(con, self.db.queries["search_inline_create"], lock_timeout="0")
 
     async def remove(self) -> None:
         """Drop the index beside the flushes, unless somebody is at it. TransactionError while another session holds its
         table."""
-        async with self.db.connection() as con, self._alone(con) as alone:
-            if alone:
-                await self._patiently(con, "search_inline_drop", lock_timeout="1s")
-
-    @asynccontextmanager
-    async def _alone(self, con: asyncpg.Connection) -> AsyncIterator[bool]:
-        """Whether nobody else makes or drops the index meanwhile: two that wait for each other's snapshots would be a
-        deadlock. The lock is the session's, for neither step may run in a transaction; whoever is cut off ends it."""
-        key = advisory_key(self.db.names, "search_index")
-        alone = bool(await con.fetchval("SELECT pg_try_advisory_lock($1)", key))
-        try:
-            yield alone
-        except BaseException:
-            con.terminate()
-            raise
-        if alone:
-            await con.execute("SELECT pg_advisory_unlock($1)", key)
-
-    async def _patiently(self, con: asyncpg.Connection, query: str, *, lock_timeout: str) -> None:
-        await con.execute(f"SET statement_timeout = 0; SET lock_timeout = '{lock_timeout}'")
-        try:
-            await con.execute(self.db.queries[query], timeout=_BUILD_S)
-        finally:
-            if not con.is_closed():
-                await con.execute("RESET statement_timeout; RESET lock_timeout")
+        async with self.db.connection() as con, alone(con, self.db.names, "search_index") as is_alone:
+            if is_alone:
+                await patiently(con, self.db.queries["search_inline_drop"], lock_timeout="1s")
