@@ -1,4 +1,4 @@
-"""The index on embeddings: it proposes, the exact numbers decide. Where the server has no pgvector, every search here is
+"""The index on embeddings: it proposes, the exact numbers decide. Where the server has no pgvector, every search is
 exact, and the same answers are asked for."""
 
 import asyncio

@@ -14,8 +14,11 @@ import pytest
 
 import cenote
 from cenote.repositories.knowledge_entity import NewFact
+from cenote.repositories.knowledge_index import IndexUpkeep
+from cenote.sql.nearness import NearTables
 from cenote.store import Store
 from cenote.testing import TestServers
+from witness import another
 
 pytestmark = [pytest.mark.judge, pytest.mark.alone]
 
@@ -65,6 +68,47 @@ async def test_20_000_facts_are_searched_exactly_and_a_filter_costs_no_results(
         few = await store.knowledge.search(embedding=query.tolist(), where={"n": {"in": [3, 14_000, 19_999]}})
         assert {one.fact.id for one in few} == {ids[3], ids[14_000], ids[19_999]}
     print(f"\n{COUNT} facts of {DIMENSIONS} dimensions: median {sorted(took)[len(took) // 2] * 1000:.0f} ms a search")
+
+
+async def test_an_index_on_20_000_facts_finds_nearly_what_exact_search_finds(cenote_servers: TestServers) -> None:
+    dice = np.random.default_rng(9)
+    topics = dice.standard_normal((200, DIMENSIONS))  # embeddings of texts lie around topics
+
+    def of_a_topic(count: int) -> np.ndarray:
+        return topics[dice.integers(0, len(topics), count)] + 0.7 * dice.standard_normal((count, DIMENSIONS))
+
+    rows, queries = of_a_topic(COUNT), of_a_topic(2 * QUERIES)
+    settings = cenote_servers.fresh(knowledge__vector_index_rows=COUNT, flush__enabled=False)
+    async with cenote.open(**settings) as store, another(store, knowledge__vector_index="off") as exact:
+        for start in range(0, COUNT, 5_000):
+            facts: list[NewFact] = [
+                {"text": "a fact", "metadata": {"half": n % 2, "5 %": n % 20, "rare": n % 1000}, "embedding": row}
+                for n, row in enumerate(rows[start : start + 5_000].tolist(), start)
+            ]
+            await store.knowledge.add_many(facts)
+        server = await NearTables(store._core.db).server()
+        upkeep, until = IndexUpkeep(store._core), time.monotonic() + 120
+        while (state := await store.knowledge.vector_index()).back_end == "exact" and server.why_not is None:
+            assert time.monotonic() < until, state
+            await upkeep.tend()
+        assert server.why_not is not None or state.indexed == COUNT
+        store.knowledge._index._known.clear()
+        for where in ({}, {"half": 1}, {"5 %": 7}, {"rare": 3}):
+            recall: list[float] = []
+            took: list[list[float]] = [[], []]
+            for query in queries.tolist():
+                found: list[set[UUID]] = []
+                for one, times in zip((store, exact), took, strict=True):
+                    began = time.perf_counter()
+                    hits = await one.knowledge.search(embedding=query, where=where)
+                    times.append(time.perf_counter() - began)
+                    found.append({hit.fact.id for hit in hits})
+                assert len(found[0]) == len(found[1]) == 10
+                recall.append(len(found[0] & found[1]) / 10)
+            index_ms, exact_ms = (sorted(times)[len(times) // 2] * 1000 for times in took)
+            mean = sum(recall) / len(recall)
+            print(f"\n{state.back_end} {where}: recall@10 {mean:.3f}, {index_ms:.1f} ms; exact {exact_ms:.1f} ms")
+            assert mean >= 0.95
 
 
 def documented() -> list[NewFact]:

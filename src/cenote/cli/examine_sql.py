@@ -1,4 +1,5 @@
-"""What `doctor` looks at in PostgreSQL: reachable, credentials, version, rights, schema, clock, dead letters."""
+"""What `doctor` looks at in PostgreSQL: reachable, credentials, version, rights, schema, clock, dead letters,
+vectors."""
 
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from cenote.embedded.binaries import POSTGRES_MAJOR_MIN
 from cenote.errors import CenoteError, SetupError
 from cenote.sql.loader import SCHEMAS
 from cenote.sql.migrate import pending
+from cenote.sql.nearness import NearTables
 from cenote.sql.pool import Database
 from cenote.sql.rows import EpochRow
 from cenote.sql.state import StateTable
@@ -91,6 +93,7 @@ class ExamineSql:
             return
         yield ok("schema", f"{db.names.schema_name('agents')} is up to date")
         yield await self._letters(db)
+        yield await _vectors(config, db)
 
     async def _letters(self, db: Database) -> Finding:
         table = StateTable(db, db.names)
@@ -106,6 +109,25 @@ class ExamineSql:
         if letters:
             return warning("dead letters", f"{len(letters)} writes were refused", "cenote dead-letters list")
         return ok("dead letters", "none")
+
+
+async def _vectors(config: Config, db: Database) -> Finding:
+    """Both are as they should be: the exact search is slower where there are many embeddings, and never wrong."""
+    tables = NearTables(db)
+    try:
+        server = await tables.server()
+        spaces = await tables.spaces(config.knowledge.vector_index_rows)
+    except CenoteError as error:
+        return failed("vectors", str(error.args[0]), error.hint or "may this role read the tables?")
+    if config.knowledge.vector_index == "off":
+        return ok("vectors", "searched exactly: knowledge.vector_index is off")
+    if not spaces:
+        has = f"pgvector {server.installed or server.available}" if server.available else "no pgvector here"
+        return ok("vectors", f"searched exactly: no namespace has {config.knowledge.vector_index_rows} ({has})")
+    if server.why_not is not None:
+        return ok("vectors", f"searched exactly: {server.why_not}")
+    ready = sum(space.ready for space in spaces)
+    return ok("vectors", f"pgvector {server.installed}: {ready} of {len(spaces)} large namespaces have their index")
 
 
 def _unreachable(config: Config, error: CenoteError) -> Finding:

@@ -102,6 +102,19 @@ def forget(
     return 0
 
 
+@command(app, "index")
+def index(common: Common, within: Namespace = "default") -> int:
+    """Print by what a namespace is searched: by pgvector's index, or exactly; and why."""
+    state = _done(common, "vector_index", within)
+    if common.json:
+        print_json(
+            {"back_end": state.back_end, "why": state.why, "embeddings": state.embeddings, "indexed": state.indexed}
+        )
+    else:
+        print(f"{state.back_end}: {state.why} ({state.indexed} of {state.embeddings} embeddings are in an index)")
+    return 0
+
+
 def _done(common: Common, verb: str, *given: Any, **options: Any) -> Any:
     from cenote.cli.reach import opened, wait
 

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from uuid import UUID
 
-import asyncpg
-
 from cenote import limits
 from cenote.engine.core import Core
-from cenote.errors import CenoteError
 from cenote.model.filters import Filter
 from cenote.repositories.knowledge_entity import numbers
 from cenote.repositories.knowledge_vectors import Vectors, ranked
 from cenote.repositories.tasks_asking import Asking
-from cenote.sql.nearness import DIMENSIONS_MAX, Near, NearTables, Server, Space
+from cenote.sql.nearness import DIMENSIONS_MAX, Near, NearGone, NearTables, Server, Space
 
 log = logging.getLogger("cenote.engine")
 
@@ -29,7 +26,6 @@ _SWEEP_S: Final = 600.0
 _BUDGET_S: Final = 1.0  # one turn of filling; it goes on at the next
 _KNOWN_S: Final = 5.0  # so long a process remembers which table a namespace has
 _LIMIT_MAX: Final = 100  # more results than this are found exactly
-_GONE: Final = {"42P01", "42703", "42704", "42883", "3F000", "42501"}  # what a search uses, or the right to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +69,7 @@ class VectorIndex:
             candidates, tail = await self._asking.again(
                 lambda: self._tables.search(namespace, near, numbers(asked), count, found)
             )
-        except CenoteError as error:
-            if not isinstance(error.__cause__, asyncpg.PostgresError) or error.__cause__.sqlstate not in _GONE:
-                raise
+        except NearGone as error:
             log.info("the vector index of a namespace is gone; its embeddings are compared one by one: %s", error)
             self._known.pop(namespace, None)
             return None

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
+import asyncpg
+
+from cenote.errors import CenoteError
 from cenote.model.filters import Filter
 from cenote.sql.concurrently import alone, patiently
 from cenote.sql.filters import Condition
@@ -19,6 +22,7 @@ from cenote.sql.transaction import Isolation, Transaction, transact
 
 DIMENSIONS_MAX: Final = 4_000  # of an HNSW index on halfvec
 VERSION_MIN: Final = (0, 8)  # the first with iterative scans: without, a filter costs results
+_GONE: Final = {"42P01", "42703", "42704", "42883", "3F000", "42501"}  # table, column, type, operator, schema, right
 _FORGET_ROWS: Final = 5_000
 _MAKERS: Final = "vector indexes"
 _MEMORY: Final = "SET maintenance_work_mem = '256MB'; SET max_parallel_maintenance_workers = 0"
@@ -78,6 +82,10 @@ class Counts(NamedTuple):
     indexed: int
 
 
+class NearGone(CenoteError):
+    """Somebody has dropped the table, a part of it or the extension, or taken away the right to it."""
+
+
 Candidate = tuple[int, UUID, bytes]  # vector_id, fact_id, embedding
 
 
@@ -114,7 +122,11 @@ class NearTables:
     async def search(
         self, namespace: str, near: Near, asked: Sequence[float], count: int, found: Filter
     ) -> tuple[list[Candidate], list[int]]:
-        """So many candidates that pass the filter, fewer where the scan ended; and which of the tail pass it."""
+        """So many candidates that pass the filter, fewer where the scan ended; and which of the tail pass it.
+
+        Raises:
+            NearGone: there is nothing to look into any more.
+        """
         narrow, tail = Condition(found, "f.metadata", first=4), Condition(found, "metadata", first=2)
         nearest = self._placed("near_search", near).replace("AND true", f"AND {narrow.text}")
         rest = self.db.queries["near_tail"].replace("AND true", f"AND {tail.text}")
@@ -125,7 +137,12 @@ class NearTables:
             ids: list[int] = await tx.fetchval(rest, namespace, *tail.parameters)
             return [(row["vector_id"], row["fact_id"], row["embedding"]) for row in rows], ids
 
-        return await transact(self.db, look, isolation=Isolation.REPEATABLE_READ)
+        try:
+            return await transact(self.db, look, isolation=Isolation.REPEATABLE_READ)
+        except CenoteError as error:
+            if isinstance(error.__cause__, asyncpg.PostgresError) and error.__cause__.sqlstate in _GONE:
+                raise NearGone(str(error)) from error
+            raise
 
     # --- making ---------------------------------------------------------------------------------------------
 
