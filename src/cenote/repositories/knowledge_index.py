@@ -191,16 +191,16 @@ class IndexUpkeep:
 
     async def _fill(self, space: Space, near: Near, until: float) -> bool:
         """Whether the tail is all but empty."""
-        while True:
-            due = await self._tables.due(space.namespace, limits.FACTS_INDEX_COUNT)
+        after = 0
+        while due := await self._tables.due(space.namespace, limits.FACTS_INDEX_COUNT, after):
             # What is not of its namespace's length is left where the exact search leaves it: out.
-            fits = [(number, numbers(one)) for number, one in due if len(one) == 4 * space.dimensions]
+            fits = [(number, fact_id, numbers(one)) for number, fact_id, one in due if len(one) == 4 * space.dimensions]
             if fits:
                 await self._tables.fill(space.namespace, near, fits)
-            if len(due) < limits.FACTS_INDEX_COUNT or not fits:
-                return True
+            after = due[-1][0]
             if time.monotonic() > until:
-                return False
+                return len(due) < limits.FACTS_INDEX_COUNT
+        return True
 
     def _tell(self, what: str) -> None:
         if what != self._told:

@@ -27,11 +27,11 @@ async def alone(con: asyncpg.Connection, names: Names, purpose: str) -> AsyncIte
         await con.execute("SELECT pg_advisory_unlock($1)", key)
 
 
-async def patiently(con: asyncpg.Connection, statement: str, *, lock_timeout: str) -> None:
+async def patiently(con: asyncpg.Connection, statement: str, *args: object, lock_timeout: str) -> None:
     """Run what takes as long as it takes."""
     await con.execute(f"SET statement_timeout = 0; SET lock_timeout = '{lock_timeout}'")
     try:
-        await con.execute(statement, timeout=_BUILD_S)
+        await con.execute(statement, *args, timeout=_BUILD_S)
     finally:
         if not con.is_closed():
             await con.execute("RESET statement_timeout; RESET lock_timeout")

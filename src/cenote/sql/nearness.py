@@ -169,18 +169,19 @@ class NearTables:
         await self.db.execute(self.db.queries["near_end"], space.namespace, space.near)
         await self.db.execute(self._placed("near_drop", Near(space.near, space.dimensions, "")))
 
-    async def due(self, namespace: str, count: int) -> list[tuple[int, bytes]]:
-        """Embeddings of the tail."""
-        rows = await self.db.fetch(self.db.queries["near_due"], namespace, count)
-        return [(row["vector_id"], row["embedding"]) for row in rows]
+    async def due(self, namespace: str, count: int, after: int) -> list[Candidate]:
+        """The next embeddings of the tail."""
+        rows = await self.db.fetch(self.db.queries["near_due"], namespace, count, after)
+        return [(row["vector_id"], row["fact_id"], row["embedding"]) for row in rows]
 
-    async def fill(self, namespace: str, near: Near, rows: Sequence[tuple[int, Sequence[float]]]) -> None:
+    async def fill(self, namespace: str, near: Near, rows: Sequence[tuple[int, UUID, Sequence[float]]]) -> None:
         """Take them into the table; one process at a time."""
+        vector_ids, fact_ids, embeddings = zip(*rows, strict=True)
 
         async def put(tx: Transaction) -> None:
             await tx.execute("SELECT pg_advisory_xact_lock($1)", advisory_key(self.db.names, f"near {near.number}"))
-            ids, texts = [vector_id for vector_id, _ in rows], [written(numbers) for _, numbers in rows]
-            await tx.execute(self._placed("near_fill", near), namespace, ids, texts)
+            texts = list(map(written, embeddings))
+            await tx.execute(self._placed("near_fill", near), namespace, list(vector_ids), list(fact_ids), texts)
 
         await transact(self.db, put, isolation=Isolation.READ_COMMITTED)
 
@@ -190,7 +191,8 @@ class NearTables:
 
     async def sweep(self, space: Space, near: Near) -> None:
         """Remove what no search needs."""
-        await self.db.execute(self._placed("near_sweep", near), space.namespace)
+        async with self.db.connection() as con:
+            await patiently(con, self._placed("near_sweep", near), space.namespace, lock_timeout="1s")
 
     async def build_tail(self) -> bool:
         """Whether the index on the tails is there; makes it where nobody else is at it."""

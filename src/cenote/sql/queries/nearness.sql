@@ -77,7 +77,7 @@ SELECT nextval('{knowledge}.nears')::int
 -- name: near_create
 -- why: halfvec: half the size. Which of its candidates are nearest is decided by the exact numbers.
 -- index: none
-CREATE TABLE {near} (vector_id bigint PRIMARY KEY, near {vector}.halfvec({dimensions}) NOT NULL)
+CREATE TABLE {near} (vector_id bigint PRIMARY KEY, fact_id uuid NOT NULL, near {vector}.halfvec({dimensions}) NOT NULL)
 
 -- name: near_begin
 -- why: from here on it is filled.
@@ -97,23 +97,24 @@ DROP TABLE IF EXISTS {near}
 -- name: near_due
 -- why: embeddings that are not in the table yet.
 -- index: facts_tail
-SELECT vector_id, embedding
+SELECT vector_id, fact_id, embedding
   FROM {knowledge}.facts
  WHERE superseded_by IS NULL AND vector_id IS NOT NULL AND near_id IS DISTINCT FROM vector_id AND namespace = $1
+   AND vector_id > $3
  ORDER BY vector_id
  LIMIT $2
 
 -- name: near_fill
 -- why: an embedding is in the table and out of the tail at once. A fact that got another one meanwhile stays in the tail.
--- index: facts_vectors
-WITH due AS (SELECT i, t FROM unnest($2::bigint[], $3::text[]) AS u (i, t)),
+-- index: facts_pkey
+WITH due AS MATERIALIZED (SELECT i, f, t FROM unnest($2::bigint[], $3::uuid[], $4::text[]) AS u (i, f, t)),
 put AS (
-  INSERT INTO {near} (vector_id, near) SELECT i, t::{vector}.halfvec({dimensions}) FROM due
+  INSERT INTO {near} (vector_id, fact_id, near) SELECT i, f, t::{vector}.halfvec({dimensions}) FROM due
       ON CONFLICT (vector_id) DO NOTHING
 )
 UPDATE {knowledge}.facts AS f SET near_id = f.vector_id
   FROM due
- WHERE f.superseded_by IS NULL AND f.namespace = $1 AND f.vector_id = due.i
+ WHERE f.fact_id = due.f AND f.vector_id = due.i AND f.superseded_by IS NULL AND f.namespace = $1
 
 -- name: near_index
 -- why: beside the searches. What is cut off leaves an index that is not valid.
@@ -138,10 +139,11 @@ UPDATE {knowledge}.spaces SET near_ready = $3 WHERE namespace = $1 AND near = $2
 
 -- name: near_sweep
 -- why: embeddings of facts that are gone, superseded or embedded anew; searches pass them by.
--- index: facts_vectors
+-- index: facts_pkey
 DELETE FROM {near} AS n
  WHERE NOT EXISTS (SELECT FROM {knowledge}.facts AS f
-                    WHERE f.superseded_by IS NULL AND f.namespace = $1 AND f.vector_id = n.vector_id)
+                    WHERE f.fact_id = n.fact_id AND f.vector_id = n.vector_id AND f.superseded_by IS NULL
+                      AND f.namespace = $1)
 
 -- name: near_search_settings
 -- why: further and further from the query until there are enough that pass the filter; no other order of things.
@@ -152,11 +154,11 @@ SET LOCAL enable_sort = off
 
 -- name: near_search
 -- why: candidates; the facts themselves say which of them count.
--- index: facts_vectors
+-- index: facts_pkey
 SELECT f.vector_id, f.fact_id, f.embedding
   FROM {near} AS n
-  JOIN {knowledge}.facts AS f ON f.superseded_by IS NULL AND f.namespace = $1 AND f.vector_id = n.vector_id
- WHERE n.vector_id IS NOT NULL AND true
+  JOIN {knowledge}.facts AS f ON f.fact_id = n.fact_id AND f.vector_id = n.vector_id
+ WHERE f.superseded_by IS NULL AND f.namespace = $1 AND true
  ORDER BY n.near OPERATOR({vector}.<#>) $2::text::{vector}.halfvec({dimensions})
  LIMIT $3
 
