@@ -77,7 +77,7 @@ async def test_an_index_on_20_000_facts_finds_nearly_what_exact_search_finds(cen
     def of_a_topic(count: int) -> np.ndarray:
         return topics[dice.integers(0, len(topics), count)] + 0.7 * dice.standard_normal((count, DIMENSIONS))
 
-    rows, queries = of_a_topic(COUNT), of_a_topic(2 * QUERIES)
+    rows, queries = of_a_topic(COUNT), of_a_topic(QUERIES)
     settings = cenote_servers.fresh(knowledge__vector_index_rows=COUNT, flush__enabled=False)
     async with cenote.open(**settings) as store, another(store, knowledge__vector_index="off") as exact:
         for start in range(0, COUNT, 5_000):

@@ -120,7 +120,7 @@ UPDATE {knowledge}.facts AS f SET near_id = f.vector_id
 -- why: beside the searches. What is cut off leaves an index that is not valid.
 -- index: none
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {near}
- USING hnsw (near {vector}.halfvec_ip_ops) WITH (m = 16, ef_construction = 128)
+ USING hnsw (near {vector}.halfvec_ip_ops)
 
 -- name: near_index_drop
 -- why: its building was cut off.
@@ -146,10 +146,12 @@ DELETE FROM {near} AS n
                       AND f.namespace = $1)
 
 -- name: near_search_settings
--- why: further and further from the query until there are enough that pass the filter; no other order of things.
+-- why: further and further from the query until there are enough that pass the filter, but not so far that all
+--   embeddings had been compared by then; no other order of things.
 -- index: none
 SET LOCAL hnsw.iterative_scan = strict_order;
 SET LOCAL hnsw.ef_search = 400;
+SET LOCAL hnsw.max_scan_tuples = 4000;
 SET LOCAL enable_sort = off
 
 -- name: near_search
