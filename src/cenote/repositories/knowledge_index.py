@@ -1,4 +1,4 @@
-"""The index on the embeddings of large namespaces, where PostgreSQL has pgvector (decision 0008).
+"""The index on the embeddings of large namespaces, where PostgreSQL has pgvector (decision 0009).
 
 It proposes candidates; their exact cosines decide (`knowledge_vectors.py`), and wherever it has not enough of them the
 exact search answers. So it costs recall only, never results.
