@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from cenote.conflict import Strategy as Strategy
     from cenote.conflict import resolve as resolve
     from cenote.engine.bed import Slept as Slept
+    from cenote.engine.checkpoint import Checkpoint as Checkpoint
     from cenote.engine.conflict_log import Conflict as Conflict
     from cenote.engine.counters import SwarmCounter as SwarmCounter
     from cenote.engine.hydrator import Hydrated as Hydrated
     from cenote.engine.hydrator import Progress as Progress
     from cenote.engine.lifecycle import LifecycleEvent as LifecycleEvent
     from cenote.engine.monitor import Stats as Stats
+    from cenote.engine.past import Difference as Difference
+    from cenote.engine.past import History as History
     from cenote.engine.receipt import Receipt as Receipt
     from cenote.engine.restored import Restored as Restored
     from cenote.engine.restored import Restoring as Restoring
@@ -137,6 +140,9 @@ _BESIDE = {
     "Conflict": "engine.conflict_log",
     "Imported": "engine.transfer",
     "Restored": "engine.restored",
+    "Checkpoint": "engine.checkpoint",
+    "Difference": "engine.past",
+    "History": "engine.past",
     "Restoring": "engine.restored",
     "Resolution": "conflict",
     "Side": "conflict",

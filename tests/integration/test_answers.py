@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests.witness import another, reached
 
 import cenote
 from cenote.testing import FaultProxy, TestServers
+from witness import another, reached
 
 ASKER = Path(__file__).parent / "asker.py"
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from cli_run import Cli
 
 import cenote
 from cenote.agent import AgentState
@@ -151,3 +152,50 @@ async def test_sql_sees_what_a_checkpoint_holds(cenote_servers: TestServers, cen
     async with tables(cenote_servers, cenote_store) as sql:
         found = await sql.link.fetch(f"SELECT state_snapshot FROM {sql.schema}.state_snapshot ORDER BY checkpoint_id")
     assert [json.loads(row[0]) for row in found] == [{"a": 1, "b": "\x00", "gone": 1}, {"a": {"x": [1]}, "b": "\x00"}]
+
+
+def test_the_command_line_keeps_looks_compares_and_restores(cli: Cli) -> None:
+    assert cli("checkpoint", "list", "scout").code == 1
+    cli("put", "scout", "plan", '{"step": 1}')
+    first = cli("checkpoint", "create", "scout", "--label", "before").out.strip()
+    cli("put", "scout", "plan", '{"step": 2}')
+    cli("put", "scout", "wet", "true")
+    second = cli("checkpoint", "create", "scout", "--json").json["id"]
+    listed = cli("checkpoint", "list", "scout", "--json").json["checkpoints"]
+    assert [(one["id"], one["label"]) for one in listed] == [(second, None), (first, "before")]
+    assert cli("checkpoint", "diff", "scout", first, second).out.splitlines() == ["+ wet", "~ plan"]
+    assert cli("checkpoint", "diff", "scout", first, first).code == 1
+    assert cli("checkpoint", "diff", "other", first, second).code == 1
+    kept = cli("history", "scout", "plan", "--json").json
+    assert [one["value"] for one in kept["versions"]] == [{"step": 1}, {"step": 2}]
+    assert kept["complete"] is False
+    assert cli("checkpoint", "restore", "scout", first).code == 0
+    assert cli("get", "scout", "plan", "--json").json["value"] == {"step": 1}
+
+
+async def test_several_agents_are_kept_at_one_moment_or_not_at_all(cenote_store: Store) -> None:
+    """Amounts move between two agents; any moment has the same sum within one, and a group is of one moment."""
+    left, right = cenote_store.agent("left"), cenote_store.agent("right")
+    await left.put("n", 0)
+    await right.put("n", 0)
+    done = False
+
+    async def count() -> None:
+        number = 0
+        while not done:
+            number += 1
+            await left.put("n", number)
+            await right.put("n", number)
+
+    counting = asyncio.create_task(count())
+    groups = [await cenote_store.checkpoint(["left", "right"], "both") for _ in range(20)]
+    done = True
+    await counting
+    seen = set()
+    for one, other in groups:
+        assert one.group == other.group is not None
+        assert one.version == other.version
+        numbers = await left.get("n", at=one), await right.get("n", at=other)
+        assert numbers[0] - numbers[1] in (0, 1)  # left is written first
+        seen.add(numbers)
+    assert len(seen) > 1

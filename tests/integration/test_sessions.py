@@ -6,11 +6,11 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.witness import another, reached
 
 import cenote
 from cenote.naming import SESSION_DATA
 from cenote.testing import TestServers
+from witness import another, reached
 
 SHORT = timedelta(seconds=1)
 

@@ -6,6 +6,7 @@ import typer
 
 from cenote.cli import (
     adopt,
+    checkpoints,
     conflicts,
     dead_letters,
     doctor,
@@ -51,6 +52,8 @@ def root(
 
 for room in (shows, servers, status, doctor, entries, listing, searching, moving, life, past, adopt, conflicts):
     app.add_typer(room.app)
+app.add_typer(checkpoints.beside)
+app.add_typer(checkpoints.app, name="checkpoint", rich_help_panel=OPERATION)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATION)
 app.add_typer(knowledge.app, name="knowledge", rich_help_panel=OPERATION)
 app.add_typer(messages.app, name="messages", rich_help_panel=OPERATION)
