@@ -154,7 +154,11 @@ async def test_sql_sees_what_a_checkpoint_holds(cenote_servers: TestServers, cen
     assert [json.loads(row[0]) for row in found] == [{"a": 1, "b": "\x00", "gone": 1}, {"a": {"x": [1]}, "b": "\x00"}]
 
 
-def test_the_command_line_keeps_looks_compares_and_restores(cli: Cli) -> None:
+def test_the_command_line_keeps_looks_compares_and_restores(
+    cenote_servers: TestServers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh = cenote_servers.fresh()
+    cli = Cli(capsys, ["--data-dir", str(fresh["data_dir"]), "--namespace", fresh["namespace"]])
     assert cli("checkpoint", "list", "scout").code == 1
     cli("put", "scout", "plan", '{"step": 1}')
     first = cli("checkpoint", "create", "scout", "--label", "before").out.strip()
