@@ -44,7 +44,8 @@ def test_a_put_by_hand_reaches_postgresql_with_nobody_else_serving(cli: Cli) -> 
     answer = cli("put", "scout", "plan", "1", "--json").json
     assert answer["durability"] == "sql"
     assert cli("agents", "--json").json[0] | {"flushed_at": "", "id": ""} == {
-        "name": "scout", "id": "", "type": "agent", "status": "unknown", "keys": 1, "flushed_at": "", "seen_at": None,
+        "name": "scout", "id": "", "type": "agent", "status": "unknown", "phase": None, "keys": 1, "flushed_at": "",
+        "seen_at": None,
     }  # fmt: skip
     assert cli("status", "--json").json["stats"]["sql_rows"] == 1
 

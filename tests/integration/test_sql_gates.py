@@ -20,11 +20,17 @@ WAL_BYTES_MAX = 470  # of these, 30 are for the log that the change feed reads
 HOT_SHARE_MIN = 0.99
 
 
+OF_A_NEAR_TABLE = re.compile(r"\{(near|index)\}")
+
+
 async def test_every_query_prepares_at_head_schema(db: Database) -> None:
     async with db.connection() as con:
         for name, text in db.queries.items():
+            if name.startswith("near_") and OF_A_NEAR_TABLE.search(text):
+                continue  # that table is made at first use: test_knowledge_index.py runs them
             try:
-                await con.prepare(text)
+                for statement in text.split(";\n") if name == "near_search_settings" else [text]:
+                    await con.prepare(statement)
             except asyncpg.PostgresError as error:
                 pytest.fail(f"{name}: {error}")
 

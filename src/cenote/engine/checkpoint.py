@@ -211,7 +211,7 @@ class Checkpoints:
         """Deltas cost whoever folds them: after so many the newest becomes a base. That it cannot be done now fails
         nobody; the next one tries again."""
         parent, begun_s = self._recent[agent.id]
-        share = max(limits.CHECKPOINT_PART_BYTES // 8, parent.base_bytes * limits.CHECKPOINT_DELTAS_SHARE)
+        share = max(limits.CHECKPOINT_PART_BYTES // 8, parent.base_bytes // limits.CHECKPOINT_DELTAS_SHARE)
         if parent.depth < limits.CHECKPOINT_DELTAS_MAX and parent.chain_bytes <= share:
             return row
         try:
