@@ -9,6 +9,7 @@ from cenote.agent_life import AgentLife
 from cenote.engine.checkpoint import Checkpoint
 from cenote.engine.checkpoint_draft import wish
 from cenote.engine.conflict_log import wanted
+from cenote.engine.entries import BLOB
 from cenote.engine.past import Difference, History, Past
 from cenote.engine.restored import Restored, Restoring
 from cenote.model import value as values
@@ -121,7 +122,7 @@ class AgentPast(AgentLife):
         async for page in checkpoints.fold(self._agent, mark.seq):
             for kept in page:
                 if kept.key.startswith(prefix):
-                    yield kept.key, _decoded(await past.whole(kept), into)
+                    yield kept.key, _decoded(await past.whole(kept) if kept.codec == BLOB else kept, into)
 
 
 def _decoded(kept: Kept, into: type[Any] | None) -> Any:

@@ -103,14 +103,15 @@ class Packer:
 def unpacked(part: bytes) -> list[Kept]:
     """The records of a part; CodecError when it is none of this format."""
     try:
-        records = _decode(part)
-        return [
-            Kept(
-                keys.from_sql_key(one.key), *_plain(one.codec, bytes(one.body)), Version(one.epoch, one.revision),
-                one.written_us, one.expires_ms, one.codec is None,
-            )
-            for one in records
-        ]  # fmt: skip
+        found = []
+        for one in _decode(part):
+            codec, body = one.codec, bytes(one.body)
+            if codec is None or codec[:1] == _OTHER:
+                codec, body = _plain(codec, body)
+            key = keys.from_sql_key(one.key) if "\x1a" in one.key else one.key
+            version = Version(one.epoch, one.revision)
+            found.append(Kept(key, codec, body, version, one.written_us, one.expires_ms, one.codec is None))
+        return found
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise CodecError(f"a part of a checkpoint cannot be read: {error}") from error
 
@@ -129,6 +130,4 @@ def _body(kept: Kept) -> tuple[str, msgspec.Raw]:
 def _plain(codec: str | None, body: bytes) -> tuple[str, bytes]:
     if codec is None:
         return "j", b""
-    if codec.startswith(_OTHER):
-        return codec[1:], base64.b64decode(body[1:-1], validate=True)
-    return codec, body
+    return codec[1:], base64.b64decode(body[1:-1], validate=True)
