@@ -12,6 +12,7 @@ from cenote.engine.conflict_log import wanted
 from cenote.engine.entries import BLOB
 from cenote.engine.past import Difference, History, Past
 from cenote.engine.restored import Restored, Restoring
+from cenote.engine.retention import Retention
 from cenote.model import value as values
 from cenote.model.duration import seconds
 from cenote.model.kept import Kept
@@ -56,6 +57,15 @@ class AgentPast(AgentLife):
     async def find_checkpoint(self, checkpoint: UUID | str) -> Checkpoint:
         """The checkpoint of this agent with this id. NotFoundError for an unknown one and for another agent's."""
         return await self._machines.checkpoints.find(self._agent, checkpoint)
+
+    async def delete_checkpoint(self, checkpoint: Checkpoint | UUID | str) -> None:
+        """Remove a checkpoint, whether it was to be kept or not; those that stand on it stay whole.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is another agent's.
+            UnavailableError: it is still there; a restore may need it just now.
+        """
+        await Retention(self._core, self._machines.checkpoints).remove(self._agent, checkpoint)
 
     async def restore(self, checkpoint: Checkpoint | UUID | str) -> Restored:
         """Become again what a checkpoint holds. What differs is written anew, deletes included; what has expired since

@@ -26,6 +26,7 @@ from cenote.naming import DEFAULT, Names, check_namespace
 from cenote.sections import (
     AdminConfig,
     CacheConfig,
+    CheckpointsConfig,
     ConflictsConfig,
     EmbeddedConfig,
     FlushConfig,
@@ -44,9 +45,9 @@ from cenote.sections import (
 )
 
 __all__ = [
-    "AdminConfig", "CacheConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig", "HealthConfig",
-    "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig", "RoutesConfig",
-    "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
+    "AdminConfig", "CacheConfig", "CheckpointsConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig",
+    "HealthConfig", "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig",
+    "RoutesConfig", "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
 ]  # fmt: skip
 
 TEMPORARY: Final = ":temporary:"
@@ -82,6 +83,7 @@ class Config(BaseSettings):
     state: StateConfig = Field(default_factory=StateConfig)
     session: SessionConfig = Field(default_factory=SessionConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
+    checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig)
     tasks: TasksConfig = Field(default_factory=TasksConfig)
     messages: MessagesConfig = Field(default_factory=MessagesConfig)
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)

@@ -170,6 +170,18 @@ class KnowledgeConfig(_Section):
     )
 
 
+class CheckpointsConfig(_Section):
+    """Checkpoints: how many of each agent stay."""
+
+    last: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="the newest ones of an agent that stay; none: all of them"
+    )
+    hours: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="of so many last hours the last one stays as well"
+    )
+    days: Annotated[int, Field(ge=0)] = Field(default=0, description="of so many last days the last one stays as well")
+
+
 class RoutesConfig(_Section):
     """Which kind of data lives where (`store.data`)."""
 

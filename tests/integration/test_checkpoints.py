@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -10,9 +11,12 @@ import pytest
 from cli_run import Cli
 
 import cenote
+from cenote import limits
 from cenote.agent import AgentState
 from cenote.engine.checkpoint import Checkpoint
+from cenote.engine.retention import Retention
 from cenote.model import value as values
+from cenote.model.uuid7 import uuid7
 from cenote.store import Store
 from cenote.testing import TestServers
 from witness import another, demand, evict_all, tables
@@ -203,3 +207,82 @@ async def test_several_agents_are_kept_at_one_moment_or_not_at_all(cenote_store:
         assert numbers[0] - numbers[1] in (0, 1)  # left is written first
         seen.add(numbers)
     assert len(seen) > 1
+
+
+async def _kept(agent: AgentState) -> list[int]:
+    return [one.seq for one in await agent.checkpoints(limit=1000)]
+
+
+async def test_retention_keeps_what_it_is_told_to_and_what_that_stands_on(cenote_servers: TestServers) -> None:
+    """The survivors hold what they held, large values too; parts and references of the others are gone."""
+    async with cenote.open(**cenote_servers.fresh(checkpoints__last=3)) as store:
+        agent, other = store.agent("scout"), store.agent("other")
+        held: dict[int, dict[str, object]] = {}
+        for number in range(12):
+            await agent.put(f"k{number % 5}", number)
+            await agent.put("large", random.Random(number).randbytes(700_000))
+            mark = await agent.checkpoint(keep=number == 4)
+            held[mark.seq] = {key: value async for key, value in agent.items()}
+        await other.put("k", 1)
+        await other.checkpoint()
+        retention = Retention(store._core, store._machines.checkpoints)
+        await retention.tend()
+        await retention.tend()
+        assert await _kept(agent) == [12, 11, 10, 5]
+        assert await _kept(other) == [1]
+        for seq in (12, 11, 10, 5):
+            mark = next(one for one in await agent.checkpoints() if one.seq == seq)
+            assert {key: value async for key, value in agent.items(at=mark)} == held[seq], seq
+        async with tables(cenote_servers, store) as sql:
+            parts = await sql.link.fetchval(
+                f"SELECT count(*) FROM {sql.schema}.checkpoint_parts AS p"
+                f" WHERE NOT EXISTS (SELECT FROM {sql.schema}.checkpoints AS c WHERE c.data_id = p.data_id)"
+            )
+            blobs = await sql.link.fetchval(f"SELECT count(DISTINCT blob_id) FROM {sql.schema}.checkpoint_blobs")
+        assert parts == 0
+        assert blobs == 4
+        following = await agent.checkpoint()
+        assert following.seq == 13
+        assert {key: value async for key, value in agent.items(at=following)} == held[12]
+
+
+async def test_a_checkpoint_is_deleted_and_those_that_stand_on_it_stay_whole(cenote_store: Store) -> None:
+    agent = cenote_store.agent("scout")
+    marks, held = [], []
+    for number in range(5):
+        await agent.put_many({"a": number, f"k{number}": number})
+        marks.append(await agent.checkpoint())
+        held.append({key: value async for key, value in agent.items()})
+    for gone in (0, 2, 4):
+        await agent.delete_checkpoint(marks[gone])
+        with pytest.raises(cenote.NotFoundError):
+            await agent.get("a", at=marks[gone])
+    with pytest.raises(cenote.NotFoundError):
+        await agent.delete_checkpoint(marks[0])
+    with pytest.raises(cenote.NotFoundError):
+        await cenote_store.agent("other").delete_checkpoint(marks[1])
+    for left in (1, 3):
+        assert {key: value async for key, value in agent.items(at=marks[left])} == held[left]
+    await agent.put("a", "after")
+    last = await agent.checkpoint()  # what it would have stood on is gone
+    assert await agent.get("a", at=last) == "after"
+    assert await agent.get("k4", at=last) == 4
+
+
+async def test_parts_whose_checkpoint_never_came_are_removed_after_a_day(
+    cenote_servers: TestServers, cenote_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = cenote_store.agent("scout")
+    await agent.put("a", 1)
+    mark = await agent.checkpoint()
+    table = cenote_store._machines.checkpoints.table
+    await table.put_parts(uuid7(), 0, [b"[]"])
+    retention = Retention(cenote_store._core, cenote_store._machines.checkpoints)
+    await retention.tend()
+    async with tables(cenote_servers, cenote_store) as sql:
+        count = f"SELECT count(*) FROM {sql.schema}.checkpoint_parts"
+        assert await sql.link.fetchval(count) == 2
+        monkeypatch.setattr(limits, "CHECKPOINT_ORPHAN_S", -1)
+        await retention.tend()
+        assert await sql.link.fetchval(count) == 1
+    assert await agent.get("a", at=mark) == 1

@@ -37,6 +37,10 @@ class AgentPast:
         """The checkpoint of this agent with this id; see the other `find_checkpoint`."""
         return self._thread.run(self._agent.find_checkpoint(checkpoint))
 
+    def delete_checkpoint(self, checkpoint: Checkpoint | UUID | str) -> None:
+        """Remove a checkpoint; see the other `delete_checkpoint`."""
+        self._thread.run(self._agent.delete_checkpoint(checkpoint))
+
     def diff(self, a: Checkpoint | UUID | str, b: Checkpoint | UUID | str) -> Difference:
         """What became of the keys from `a` to `b`; see the other `diff`."""
         return self._thread.run(self._agent.diff(a, b))

@@ -60,6 +60,19 @@ def listed(
     return 0 if page.items else 1
 
 
+@command(app, "delete")
+def delete(
+    common: Common, agent: Agent, checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Its id.")]
+) -> int:
+    """Remove a checkpoint, whether it was to be kept or not; those that stand on it stay whole."""
+    _with(common, agent, lambda state: state.delete_checkpoint(checkpoint))
+    if common.json:
+        print_json({"deleted": checkpoint})
+    else:
+        print(f"{printable(checkpoint)} is gone")
+    return 0
+
+
 @command(app, "diff")
 def diff(
     common: Common,

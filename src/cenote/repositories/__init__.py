@@ -4,6 +4,8 @@ from cenote.engine.chores import Chore
 from cenote.engine.expiry import Expiry
 from cenote.engine.machines import Machines
 from cenote.engine.restore import EVERY_S as RESTORES_S
+from cenote.engine.retention import EVERY_S as RETENTION_S
+from cenote.engine.retention import Retention
 from cenote.engine.search_index import EVERY_S, SearchIndex
 from cenote.repositories.knowledge_index import EVERY_S as VECTORS_S
 from cenote.repositories.knowledge_index import IndexUpkeep
@@ -22,7 +24,9 @@ def chores(machines: Machines) -> list[Chore]:
 
     upkeep = Upkeep(machines.core, MessageTable(machines.core.db))
     expiry = Expiry(machines.core, machines.lifecycle)
+    retention = Retention(machines.core, machines.checkpoints)
     return [
+        Chore("checkpoints", RETENTION_S, retention.tend),
         Chore("lifecycle", expiry.every_s, expiry.tend),
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
         Chore("operations", 3600, forget_operations),

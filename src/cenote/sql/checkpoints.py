@@ -153,6 +153,24 @@ class CheckpointTable:
         )  # fmt: skip
         return found is not None
 
+    async def surplus(self, last: int, hours: int, days: int, limit: int) -> list[tuple[UUID, list[UUID]]]:
+        """By agent what retention has no reason to keep."""
+        rows = await self.db.fetch(self.db.queries["checkpoint_surplus"], last, hours, days, limit)
+        return [(row[0], row[1]) for row in rows]
+
+    async def standing_on(self, ids: Sequence[UUID]) -> list[CheckpointRow]:
+        """Others that stand on one of these."""
+        rows = await self.db.fetch(self.db.queries["checkpoint_standing_on"], list(ids))
+        return [CheckpointRow(*row) for row in rows]
+
+    async def remove(self, agent_id: UUID, ids: Sequence[UUID]) -> int:
+        """Remove those of these that nobody needs; how many."""
+        return int(await self.db.fetchval(self.db.queries["checkpoint_remove"], agent_id, list(ids)))
+
+    async def orphans(self, before: UUID) -> list[UUID]:
+        """Parts that were begun before this UUIDv7 was made, and whose checkpoint never came."""
+        return [row[0] for row in await self.db.fetch(self.db.queries["checkpoint_orphans"], before)]
+
     async def find(self, checkpoint_id: UUID, agent_id: UUID) -> CheckpointRow | None:
         """A checkpoint of this agent."""
         row = await self.db.fetchrow(self.db.queries["checkpoint_find"], checkpoint_id, agent_id)

@@ -123,3 +123,62 @@ SELECT c.checkpoint_id, c.seq, p.part, substring(c.part_digests FROM p.part * 16
  WHERE c.agent_id = $1 AND (c.seq, p.part) > ($3, $4::integer) AND position($2::bytea IN p.data) > 0
  ORDER BY c.seq, p.part
  LIMIT $5
+
+-- name: checkpoint_surplus
+-- why: what retention has no reason to keep: not of the last $1, not the last of one of the last $2 hours or $3 days,
+-- why: not marked, not needed by a restore that goes on. The newest of an agent always stays: the next one stands on it.
+-- why: It looks at all of them, now and then.
+-- index: none
+WITH ranked AS (
+  SELECT checkpoint_id, agent_id, keep, cut_at,
+         row_number() OVER (PARTITION BY agent_id ORDER BY seq DESC) AS n,
+         row_number() OVER (PARTITION BY agent_id, date_trunc('hour', cut_at, 'UTC') ORDER BY seq DESC) AS of_hour,
+         row_number() OVER (PARTITION BY agent_id, date_trunc('day', cut_at, 'UTC') ORDER BY seq DESC) AS of_day
+    FROM {agents}.checkpoints
+)
+SELECT agent_id, array_agg(checkpoint_id) AS ids
+  FROM (
+    SELECT * FROM ranked AS r
+     WHERE n > greatest($1::bigint, 1) AND NOT keep
+       AND NOT (of_hour = 1 AND cut_at > now() - $2::bigint * interval '1 hour')
+       AND NOT (of_day = 1 AND cut_at > now() - $3::bigint * interval '1 day')
+       AND NOT EXISTS (SELECT FROM {agents}.restores AS w
+                        WHERE w.checkpoint_id = r.checkpoint_id OR w.before_id = r.checkpoint_id)
+     LIMIT $4
+  ) AS surplus
+ GROUP BY agent_id
+
+-- name: checkpoint_standing_on
+-- why: survivors that stand on what is to go: they are made bases first.
+-- index: checkpoints_parent
+SELECT checkpoint_id, agent_id, seq, parent_id, kv_epoch, kv_revision,
+       (extract(epoch FROM cut_at) * 1000000)::bigint AS cut_us, label, metadata::text AS metadata, raw, keep, group_id,
+       changed, removed, bytes, data_id, format, part_digests, digest, created_at
+  FROM {agents}.checkpoints
+ WHERE parent_id = ANY($1::uuid[]) AND NOT checkpoint_id = ANY($1::uuid[])
+
+-- name: checkpoint_remove
+-- why: but for what somebody stands on by now, or restores; the foreign keys say so, too.
+-- index: checkpoints_pkey, checkpoints_parent, restores_checkpoint, checkpoint_parts_pkey, checkpoint_blobs_data
+WITH gone AS (
+  DELETE FROM {agents}.checkpoints AS c
+   WHERE c.agent_id = $1 AND c.checkpoint_id = ANY($2::uuid[])
+     AND NOT EXISTS (SELECT FROM {agents}.checkpoints AS d
+                      WHERE d.parent_id = c.checkpoint_id AND NOT d.checkpoint_id = ANY($2::uuid[]))
+     AND NOT EXISTS (SELECT FROM {agents}.restores AS w
+                      WHERE w.checkpoint_id = c.checkpoint_id OR w.before_id = c.checkpoint_id)
+  RETURNING data_id
+), blobs AS (
+  DELETE FROM {agents}.checkpoint_blobs WHERE data_id IN (SELECT data_id FROM gone)
+), parts AS (
+  DELETE FROM {agents}.checkpoint_parts WHERE data_id IN (SELECT data_id FROM gone)
+)
+SELECT count(*) FROM gone
+
+-- name: checkpoint_orphans
+-- why: parts whose checkpoint never came: their id is a UUIDv7 (RFC 9562), so it says when they were begun.
+-- index: checkpoint_parts_pkey, checkpoints_data_id_key
+SELECT DISTINCT p.data_id
+  FROM {agents}.checkpoint_parts AS p
+ WHERE p.data_id < $1::uuid AND NOT EXISTS (SELECT FROM {agents}.checkpoints AS c WHERE c.data_id = p.data_id)
+ LIMIT 1000
