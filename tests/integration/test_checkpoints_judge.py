@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import random
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import cycle
@@ -22,7 +25,7 @@ from cenote.model import value as values
 from cenote.naming import AGENT_STATE
 from cenote.store import Store
 from cenote.testing import TestServers
-from witness import another, demand, in_kv, reached
+from witness import another, demand, in_kv, reached, tables
 
 _MOVERS = Path(__file__).with_name("checkpoint_movers.py")
 
@@ -119,3 +122,40 @@ async def _beside(agents: list[AgentState], movers: list[str], settings: dict[st
             marks.append(await agents[number // 3 % 2].checkpoint(f"number {number}"))
             await asyncio.sleep(0.03)
         return marks
+
+
+@pytest.mark.judge
+async def test_what_100_checkpoints_of_1_000_keys_take(cenote_servers: TestServers) -> None:
+    """A hundredth changes between two: at most a tenth of the bytes of whole states as jsonb, and growth by changes."""
+    dice = random.Random(7)
+
+    def value(step: int) -> dict[str, object]:
+        return {"goal": "map the cave", "step": step, "notes": "".join(dice.choices("abcdefghij klmnop", k=110))}
+
+    async with cenote.open(**cenote_servers.fresh()) as store, tables(cenote_servers, store) as sql:
+        agent = store.agent("scout")
+        state = {f"key-{number}": value(0) for number in range(1_000)}
+        await agent.put_many(state)
+        await sql.link.execute(f"CREATE TABLE {sql.schema}.whole_states (n integer PRIMARY KEY, state jsonb)")
+        taken: list[int] = []
+        ours_s, theirs_s = [], []
+        for number in range(100):
+            changed = {f"key-{dice.randrange(1_000)}": value(number) for _ in range(10)}
+            await agent.put_many(changed)
+            state |= changed
+            began = time.perf_counter()
+            await agent.checkpoint()
+            ours_s.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            read = {key: one async for key, one in agent.items()}
+            statement = f"INSERT INTO {sql.schema}.whole_states VALUES ($1, $2)"
+            await sql.link.execute(statement, number, json.dumps(read))
+            theirs_s.append(time.perf_counter() - began)
+            assert read == state
+            sizes = [f"pg_total_relation_size('{sql.schema}.{table}')" for table in ("checkpoints", "checkpoint_parts")]
+            taken.append(await sql.link.fetchval(f"SELECT {' + '.join(sizes)}"))
+        whole = await sql.link.fetchval(f"SELECT pg_total_relation_size('{sql.schema}.whole_states')")
+        faster = statistics.median(theirs_s) / statistics.median(ours_s)
+        print(f"{whole / taken[-1]:.1f} times smaller, saved {faster:.1f} times faster than reading and inserting all")
+        assert taken[-1] * 10 <= whole
+        assert taken[99] - taken[49] <= 1.5 * taken[49]
