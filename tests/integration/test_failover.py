@@ -36,7 +36,7 @@ def standby_of(primary: PgServer) -> Iterator[PgServer]:
         conf.write(f"primary_conninfo = '{login}'\n")
     if owner := _as_nobody().get("user"):
         for path in [root, *root.rglob("*")]:
-            shutil.chown(path, owner, owner)  # type: ignore[call-overload]  # ids
+            shutil.chown(path, owner, owner)  # type: ignore[call-overload]  # both are numbers here
     with (primary.root / "data" / "postgresql.conf").open("a") as conf:
         conf.write("synchronous_standby_names = '*'\n")
     primary.start()
