@@ -8,6 +8,8 @@ command -v make >/dev/null || missing+=(make)
 "$(dirname "$0")/python.sh" >/dev/null 2>&1 || missing+=(python3 python3-venv python3-pip)
 [ -x /usr/lib/postgresql/15/bin/postgres ] || missing+=(postgresql-15) # the second PostgreSQL of `make judge`
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime) # wrong clocks of `make judge`
+command -v chromium >/dev/null || missing+=(chromium)     # the dashboard is looked at
+command -v promtool >/dev/null || missing+=(prometheus)   # alert rules and dashboards are asked of a real one
 
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0

@@ -57,7 +57,9 @@ if TYPE_CHECKING:
     from cenote.errors import TransactionError as TransactionError
     from cenote.errors import UnavailableError as UnavailableError
     from cenote.errors import UnresolvedError as UnresolvedError
+    from cenote.health import Check as Check
     from cenote.health import Health as Health
+    from cenote.health import Readiness as Readiness
     from cenote.health import Verdict as Verdict
     from cenote.lifecycle import Event as Event
     from cenote.lifecycle import Phase as Phase
@@ -161,6 +163,12 @@ _BESIDE = {
     "Job": "repositories.tasks_work",
     "NewTask": "repositories.tasks_entity",
     "Task": "repositories.tasks_entity",
+    "AgentLag": "engine.unflushed",
+    "Check": "health",
+    "Dirty": "engine.unflushed",
+    "MemoryStats": "engine.monitor",
+    "Readiness": "health",
+    "Window": "engine.lag",
     "SwarmCounter": "engine.counters",
     "Event": "lifecycle",
     "LifecycleError": "errors",

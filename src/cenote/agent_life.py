@@ -63,8 +63,8 @@ class AgentLife:
             NotDurableError: not within `timeout`; nothing is lost.
             OutcomeUnknownError: the connection to NATS was replaced meanwhile; call it again.
         """
-        await Barrier(self._core).agent(self._agent, seconds(timeout, "timeout"))
-        await self._machines.lifecycle.record(self._agent, Event.FLUSH)
+        async with self._machines.lifecycle.noted(self._agent, Event.FLUSH, Event.FLUSHED):
+            await Barrier(self._core).agent(self._agent, seconds(timeout, "timeout"))
 
     async def phase(self) -> Phase:
         """Where this agent stands, for all processes: "cold", "hydrating", "active", "flushing" or "expired". Nobody

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from cenote.agent_life import AgentLife
@@ -13,9 +13,12 @@ from cenote.engine.entries import BLOB
 from cenote.engine.past import Difference, History, Past
 from cenote.engine.restored import Restored, Restoring
 from cenote.engine.retention import Retention
+from cenote.engine.waiting import until_mended
+from cenote.errors import AlreadyExistsError, RejectedError
 from cenote.model import value as values
 from cenote.model.duration import seconds
 from cenote.model.kept import Kept
+from cenote.model.key import RESERVED_AGENTS, agent_ref
 from cenote.model.page import Page
 
 _CONFLICTS_MAX = 1_000
@@ -81,6 +84,31 @@ class AgentPast(AgentLife):
             UnavailableError, BackpressureError, ConflictError: nothing was written, or `restoring()` shows the rest.
         """
         return (await self._machines.restorer.restore([(self._agent, checkpoint)]))[0]
+
+    async def fork(self, new_agent: str | UUID, checkpoint: Checkpoint | UUID | str) -> Self:
+        """Another agent that begins as what a checkpoint of this one holds; both go their own ways from there. It takes
+        one row: the values are copied when somebody first reads one that was not written anew, or all.
+
+        Raises:
+            AlreadyExistsError: there is, or was a moment ago, an agent of that name.
+            NotFoundError: it is no checkpoint of this agent.
+            RejectedError: that cannot be an agent's name.
+            UnavailableError: NATS or PostgreSQL does not answer.
+        """
+        core, new = self._core, agent_ref(new_agent)
+        if new in RESERVED_AGENTS:
+            raise RejectedError(f"new_agent: {new.text!r} is {RESERVED_AGENTS[new]}", hint="take another agent id")
+        found = await self._machines.checkpoints.find(self._agent, checkpoint)
+        await until_mended(core, core.config.kv.deadline_ms)
+        known = False
+        async for _ in core.live(core.agent_filter(new)):
+            known = True
+        if known or not await core.rows.begin(new, found.id, self._agent):
+            raise AlreadyExistsError(
+                f"the agent {new.text!r} exists already",
+                hint="fork into a new name, or restore a checkpoint of its own",
+            )
+        return type(self)(self._machines, new)
 
     async def restoring(self) -> Restoring | None:
         """The restore of this agent that is not finished: until then its keys are partly of the checkpoint, partly as

@@ -35,6 +35,7 @@ from cenote.sections import (
     KvConfig,
     MemoryConfig,
     MessagesConfig,
+    RepairConfig,
     RetryConfig,
     RoutesConfig,
     SessionConfig,
@@ -46,7 +47,8 @@ from cenote.sections import (
 
 __all__ = [
     "AdminConfig", "CacheConfig", "CheckpointsConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig",
-    "HealthConfig", "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names", "RetryConfig",
+    "HealthConfig", "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names",
+    "RepairConfig", "RetryConfig",
     "RoutesConfig", "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
 ]  # fmt: skip
 
@@ -84,6 +86,7 @@ class Config(BaseSettings):
     session: SessionConfig = Field(default_factory=SessionConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     checkpoints: CheckpointsConfig = Field(default_factory=CheckpointsConfig)
+    repair: RepairConfig = Field(default_factory=RepairConfig)
     tasks: TasksConfig = Field(default_factory=TasksConfig)
     messages: MessagesConfig = Field(default_factory=MessagesConfig)
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)

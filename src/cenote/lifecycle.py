@@ -30,7 +30,7 @@ class Event(StrEnum):
 
     HYDRATE, FLUSH, SLEEP, EXPIRE, WAKE = "hydrate", "flush", "sleep", "expire", "wake"
     HYDRATED, FLUSHED, SLEPT, EXPIRED, FAILED = "hydrated", "flushed", "slept", "expired", "failed"
-    CHECKPOINT, RESTORE = "checkpoint", "restore"
+    CHECKPOINT, RESTORE, FORK = "checkpoint", "restore", "fork"
 
 
 _AT_REST: Final = (Phase.COLD, Phase.ACTIVE, Phase.EXPIRED)
@@ -40,7 +40,7 @@ TABLE: Final[dict[tuple[Phase, Event], Phase]] = {
     **{(phase, Event.SLEEP): Phase.FLUSHING for phase in _AT_REST},
     **{(phase, Event.EXPIRE): Phase.FLUSHING for phase in (Phase.COLD, Phase.ACTIVE)},
     **{(phase, Event.WAKE): Phase.ACTIVE for phase in _AT_REST},
-    **{(phase, Event.CHECKPOINT): phase for phase in Phase},
+    **{(phase, event): phase for phase in Phase for event in (Event.CHECKPOINT, Event.FORK)},
     **{(phase, Event.RESTORE): Phase.ACTIVE for phase in _AT_REST},
     (Phase.HYDRATING, Event.HYDRATED): Phase.ACTIVE,
     (Phase.HYDRATING, Event.FAILED): Phase.ACTIVE,

@@ -102,6 +102,16 @@ IN_FLIGHT_MAX: Final = 65_536  # requests one process may have in flight
 WRITE_BUFFER_BYTES_MAX: Final = 32 * MIB  # bytes that wait for NATS's socket before requests are refused
 REQUEST_SUBJECT_BYTES_MAX: Final = SUBJECT_BYTES_MAX + 128  # an entry's subject behind a JetStream API prefix
 
+# --- looking at the distance between the tiers ---------------------------------------------------------------
+LEASE_MISSED_MS: Final = 800  # a board that was not renewed for so long, which is twice, is not believed
+DIRTY_SCAN_ENTRIES: Final = 50_000  # entries that one look for unflushed keys reads at most
+DIRTY_COUNT_MAX: Final = 10_000  # … and keys or agents that it tells of at most
+DIRTY_PAGE_ENTRIES: Final = 1_000  # … which are compared with SQL in one question
+NEAR_PERCENT: Final = 80  # of the backlog's bound, or of KV's bytes: who waits for SQL then is no longer ready
+FREE_BYTES_MIN: Final = 1024 * MIB  # below it the disk of embedded servers is nearly full
+POOL_WAIT_MS: Final = 1_000  # who waits so long for a connection shows that the pool is too small
+LETTERS_COUNTED_MAX: Final = 1_000  # dead letters are counted up to here
+
 # --- messages -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = MIB  # largest body of a message, encoded: what is larger goes under a key
 MESSAGE_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a message, encoded
@@ -143,6 +153,10 @@ CHECKPOINT_METADATA_BYTES_MAX: Final = 64 * KIB  # largest metadata of a checkpo
 RESTORE_BATCH_BYTES: Final = 16 * MIB  # bodies of one atomic batch of a restore
 RESTORE_SIDE_BY_SIDE: Final = 64  # keys that a restore reads, or writes without batches, at a time
 RESTORE_SILENT_S: Final = 30  # nobody works on a restore for so long: whoever flushes finishes it
+POLICY_COMMITS: Final = 1_000  # commits of flushes that one statement counts for the checkpoints of the settings …
+POLICY_PAGES: Final = 20  # … and so many such statements at a time, …
+POLICY_CHECKPOINTS: Final = 200  # … after which so many checkpoints are made
+POLICY_CLAIM_S: Final = 60  # whoever makes one has so long: then it is made again
 CHECKPOINT_ORPHAN_S: Final = 86_400  # parts without a checkpoint were left by a process that died: removed after this
 
 # --- embedded servers ---------------------------------------------------------------------------------------
@@ -163,6 +177,7 @@ assert MESSAGE_BYTES_MAX + MESSAGE_METADATA_BYTES_MAX < MESSAGES_BATCH_BYTES_MAX
 assert CHECKPOINT_TAIL_MS < CHECKPOINT_TAIL_MS_MAX < EVICT_AGE_MIN_MS
 assert EVICT_AGE_MIN_MS > PURGE_FACTS_AGE_MS_MAX
 assert LEASE_RENEW_MS * 3 <= LEASE_EXPIRE_MS
+assert LEASE_RENEW_MS * 2 <= LEASE_MISSED_MS < LEASE_EXPIRE_MS
 assert LIFE_RENEW_MS * 3 <= LIFE_LEASE_MS
 assert ACK_PROGRESS_MS * 3 <= ACK_WAIT_S * 1000
 assert PROBE_INTERVAL_MS * 3 <= SILENCE_MS_MAX
@@ -174,6 +189,13 @@ assert ATOMIC_KEYS_MAX <= MULTI_GET_SUBJECTS_MAX  # what is written together can
 assert ATOMIC_WINDOW_BYTES + PAYLOAD_BYTES_MAX < WRITE_BUFFER_BYTES_MAX
 assert COUNTER_DOUBT_S < COUNTER_WINDOW_S
 assert EMBEDDED_PORT_MIN < EMBEDDED_PORT_MAX < 32_768
+
+DASHBOARD_DEPTH: Final = 20  # how deep a value is shown
+REPAIR_PAGE_KEYS: Final = 500  # entries that a repair compares at a time
+REPAIR_PAGE_BYTES: Final = 4 * MIB  # their values, as KV holds them
+REPAIR_SILENT_S: Final = 10  # a repair of which nothing was heard for so long is gone on with by the next
+REPAIR_KEPT_S: Final = 86_400  # repairs that found nothing are listed for so long
+REPAIR_FINDINGS_KEPT_S: Final = 30 * 86_400  # those that found something
 
 # --- knowledge -----------------------------------------------------------------------------------------------
 FACT_TEXT_BYTES_MAX: Final = 256 * KIB  # longest text of a fact: PostgreSQL keeps its words in one value

@@ -171,7 +171,7 @@ class KnowledgeConfig(_Section):
 
 
 class CheckpointsConfig(_Section):
-    """Checkpoints: how many of each agent stay."""
+    """Checkpoints: when they are made unasked, and how many of each agent stay."""
 
     last: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="the newest ones of an agent that stay; none: all of them"
@@ -180,6 +180,20 @@ class CheckpointsConfig(_Section):
         default=0, description="of so many last hours the last one stays as well"
     )
     days: Annotated[int, Field(ge=0)] = Field(default=0, description="of so many last days the last one stays as well")
+    every_writes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="one is made of an agent of which so many writes have reached PostgreSQL; none: never"
+    )
+    every_s: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="one is made so long after the first write since the last such one; none: never"
+    )
+
+
+class RepairConfig(_Section):
+    """Comparisons of NATS with PostgreSQL that the process that flushes makes by itself."""
+
+    enabled: bool = Field(default=True, description="whether it makes them")
+    every_s: Annotated[float, Field(ge=1)] = Field(default=21_600, description="pause between two of everything")
+    entries_per_s: Annotated[float, Field(gt=0)] = Field(default=1_000, description="how quickly it goes")
 
 
 class RoutesConfig(_Section):

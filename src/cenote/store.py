@@ -11,12 +11,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
-from cenote import health as healths
 from cenote import storage
 from cenote.agent import AgentState
 from cenote.config import Config
 from cenote.embedded.servers import Servers
-from cenote.engine import monitor
 from cenote.engine.barrier import Barrier
 from cenote.engine.changes import Change, Changes
 from cenote.engine.checkpoint import Checkpoint
@@ -24,11 +22,14 @@ from cenote.engine.checkpoint_draft import wish
 from cenote.engine.conflict_log import Conflict, wanted
 from cenote.engine.counters import SwarmCounter
 from cenote.engine.hydrator import Hydrated
+from cenote.engine.life_feed import LifeFeed
+from cenote.engine.lifecycle import LifecycleEvent
 from cenote.engine.machines import Machines, reading_only
 from cenote.engine.restored import Restored
 from cenote.engine.transfer import Imported
 from cenote.engine.watcher import Watch, selector
 from cenote.errors import CenoteError, NotDurableError, RejectedError
+from cenote.health.face import StoreHealth
 from cenote.limits import WARM_UP_AT_ONCE_MAX
 from cenote.model.duration import seconds
 from cenote.model.entry import Entry, Version
@@ -45,13 +46,14 @@ from cenote.sql.operations import transact_once
 from cenote.sql.pool import Database
 from cenote.sql.transaction import Isolation, Transaction
 from cenote.storage import DataStorage
+from cenote.store_repair import StoreRepair
 
 T = TypeVar("T")
 
 log = logging.getLogger("cenote")
 
 
-class Store:
+class Store(StoreHealth, StoreRepair):
     """One open store. Get it from `cenote.open()`; one per process is enough, any number of tasks may share it."""
 
     def __init__(self, config: Config, machines: Machines, servers: Servers | None) -> None:
@@ -233,14 +235,6 @@ class Store:
         refs = list(dict.fromkeys(agent_ref(one) for one in agents))
         return await self._machines.hydration.many(refs, at_once, progress)
 
-    async def stats(self) -> monitor.Stats:
-        """Counts, lag and violations; see `Stats`. UnavailableError when KV cannot be reached."""
-        return await monitor.stats(self._machines)
-
-    async def health(self) -> healths.Health:
-        """A verdict with reasons: both servers, and the consistency window."""
-        return await healths.health(self._machines)
-
     async def watch(
         self, agents: str = "*", *, prefix: str = "", since: Version | int | None = None
     ) -> AsyncIterator[Entry]:
@@ -288,6 +282,15 @@ class Store:
         """
         async for change in Changes(self._core, since).events():
             yield change
+
+    async def lifecycle_events(
+        self, agents: str = "*", since: str | int | None = None
+    ) -> AsyncIterator[LifecycleEvent]:
+        """What is done on purpose with agents whose name matches the shell-style pattern, as it happens, each event
+        once and in order. `since`: the `.position` of the last one; None: from now; 0: all of the last 30 days. Raises
+        ExpiredError, RejectedError and UnavailableError as `changes`."""
+        async for event in LifeFeed(self._core, agents, since).events():
+            yield event
 
     @property
     def servers(self) -> dict[str, Any] | None:

@@ -320,7 +320,9 @@ async def in_hand(store: Store, at_least: int = 500) -> bool:
 
 async def batch_rows(store: Store) -> float:
     """Mean rows of a flush of the active flusher."""
-    now = await store.stats()
+    deadline_s = time.monotonic() + 30
+    while (now := await store.stats()).commits == 0 and time.monotonic() < deadline_s:
+        await asyncio.sleep(0.5)  # among 200 processes one may just have taken over, and has flushed nothing yet
     assert now.commits > 0
     return now.flushed / now.commits
 

@@ -16,18 +16,21 @@ from cenote import blocking, storage, typed
 from cenote import store as stores
 from cenote.blocking import agents as blocking_registry
 from cenote.blocking import answers as blocking_answers
+from cenote.blocking import health as blocking_health
 from cenote.blocking import knowledge as blocking_knowledge
 from cenote.blocking import messages as blocking_messages
 from cenote.blocking import sessions as blocking_sessions
 from cenote.blocking import storage as blocking_storage
 from cenote.blocking import tasks as blocking_tasks
 from cenote.blocking import transactions as blocking_transactions
+from cenote.health import face
 from cenote.repositories import agents as registry
 from cenote.repositories import cached, knowledge, messages, sessions, tasks, tasks_work
 from cenote.testing import TestServers
 
 PAIRS = [
     (stores.Store, blocking.Store),
+    (face.StoreHealth, blocking_health.StoreHealth),
     (agents.AgentState, blocking.AgentState),
     (cenote.Receipt, blocking.Receipt),
     (typed.Typed, blocking.Typed),

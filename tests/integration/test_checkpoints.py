@@ -129,6 +129,9 @@ async def test_a_checkpoint_that_cannot_be_read_says_why(cenote_store: Store) ->
             await held(agent, mark)
         with pytest.raises(error, match=words):
             await agent.get("k5", at=mark)
+        with pytest.raises(error, match=words):
+            await agent.restore(mark)
+        assert await agent.get("k1") == 2
 
     parts, rows = f"{schema}.checkpoint_parts", f"{schema}.checkpoints"
     await db.execute(f"UPDATE {rows} SET format = 2 WHERE seq = 1")

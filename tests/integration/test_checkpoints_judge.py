@@ -1,4 +1,4 @@
-"""200 checkpoints beside writers, evictions and flushers that are killed; and what checkpoints cost."""
+"""200 checkpoints beside writers, evictions, sleep and flushers that are killed; and what checkpoints cost."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,14 @@ async def _flushers(settings: dict[str, Any]) -> None:
             await asyncio.sleep(life_s)
 
 
+async def _to_bed(agent: AgentState, slept: list[int]) -> None:
+    """The agent is put aside again and again; whoever writes or reads wakes it."""
+    while True:
+        with suppress(cenote.CenoteError):  # flushers are killed, and one who waits for them is told so
+            slept.append((await agent.sleep(4)).entries)
+        await asyncio.sleep(0.2)
+
+
 @pytest.mark.judge
 async def test_200_checkpoints_beside_movers_are_each_of_one_moment(cenote_servers: TestServers) -> None:
     fresh = cenote_servers.fresh(state__ttl_s=2)
@@ -95,9 +103,12 @@ async def test_200_checkpoints_beside_movers_are_each_of_one_moment(cenote_serve
         await agent.put_many(dict.fromkeys(KEYS, EACH), atomic=True)
         await agent.put_many({f"cold{n}": n for n in range(100)})
         async with asyncio.TaskGroup() as group:
-            flushers = group.create_task(_flushers(settings))
+            slept: list[int] = []
+            beside = [group.create_task(one) for one in (_flushers(settings), _to_bed(same, slept))]
             marks = await _beside([agent, same], movers, settings)
-            flushers.cancel()
+            for task in beside:
+                task.cancel()
+        assert sum(slept) > 0, "it never slept"
         kinds = {mark.parent is None for mark in marks}
         assert kinds == {True, False}
         newest = max(mark.version.revision for mark in marks)
@@ -110,6 +121,10 @@ async def test_200_checkpoints_beside_movers_are_each_of_one_moment(cenote_serve
             demand(total == EACH * len(KEYS), f"I9: checkpoint {mark.seq} is torn: {total}")
             demand(found == was, f"I9: checkpoint {mark.seq} is no prefix of the stream: {found} is not {was}")
         assert await in_kv(agent, "cold1") is None, "nothing had left KV"
+        for mark in marks[::10]:
+            await agent.restore(mark)
+            found = {key: value async for key, value in same.items()}
+            demand(found == await held(agent, mark), f"I9: the restore of checkpoint {mark.seq} is not its cut")
         print(f"{len(marks)} checkpoints of {len(found)} keys among {len(feed.messages)} messages")
 
 

@@ -73,8 +73,8 @@ def the_start_of_the_backlog(patch: pytest.MonkeyPatch) -> None:
     """Lag is the age of the oldest entry that waits; a key that is written all the time is never old."""
     plain = monitor.stats
 
-    async def by_entry(machines: Machines) -> monitor.Stats:
-        now, core = await plain(machines), machines.core
+    async def by_entry(machines: Machines, *, sql: bool = True) -> monitor.Stats:
+        now, core = await plain(machines, sql=sql), machines.core
         oldest_us = [message.time_us async for message in core.live(core.stream.prefix + ">")]
         return dataclasses.replace(now, oldest_dirty_ms=core.now_ms() - min(oldest_us) // 1000 if oldest_us else 0)
 

@@ -226,3 +226,6 @@ def test_from_the_command_line(cenote_servers: TestServers, capsys: pytest.Captu
     assert cli("get", "scout", "fresh").out == "3\n"
     assert "no restore was left" in cli("restore", "scout").out
     assert cli("restore", "other", mark).code == 1
+    assert "begins as checkpoint" in cli("fork", "scout", mark, "twin").out
+    assert cli("get", "twin", "plan").out == "1\n"
+    assert "exists already" in cli("fork", "scout", mark, "twin").err

@@ -91,7 +91,7 @@ def absence_asked_of_sql(patch: pytest.MonkeyPatch) -> None:
     async def nothing(self: StateTable, agent_id: Any, key: str) -> None:
         return None
 
-    patch.setattr(StateTable, "read", nothing)
+    patch.setattr(StateTable, "read_or_forked", nothing)
 
 
 def the_epoch_of_a_version(patch: pytest.MonkeyPatch) -> None:

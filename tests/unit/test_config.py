@@ -35,6 +35,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "state.tombstone_s": 86400,
         "session.ttl_s": 3600, "cache.ttl_s": 300, "routes.override": "{}",
         "checkpoints.hours": 0, "checkpoints.days": 0,
+        "repair.enabled": True, "repair.every_s": 21_600, "repair.entries_per_s": 1_000,
         "tasks.lease_s": 30, "tasks.attempts_max": 5, "tasks.poll_ms": 1000, "tasks.retention_s": 2_592_000,
         "tasks.retry_ms": 1000, "tasks.retry_ms_max": 3_600_000,
         "messages.partition_s": 604_800, "messages.ahead_count": 2, "messages.poll_ms": 1000,

@@ -59,3 +59,34 @@ def test_lateness_that_goes_on_is_told_all_the_time(clock: Clock) -> None:
         assert high is not None
         assert high > 200
         clock.now += 1
+
+
+def test_the_long_windows_forget_nothing_before_their_time(clock: Clock) -> None:
+    window = LagWindow(10, 200)
+    window.record([3_000.0] * 50)
+    clock.now += 20
+    window.record([5.0] * 50)
+    told = window.windows()
+    assert (told["10s"].count, told["10s"].violations, told["10s"].commits) == (50, 0, 1)
+    assert (told["1m"].count, told["1m"].violations, told["1m"].commits) == (100, 50, 2)
+    assert told["1m"].p50 == pytest.approx(5, rel=0.1)
+    assert told["1m"].p95 == pytest.approx(3_000, rel=0.1)
+    clock.now += 50
+    window.record([5.0])
+    told = window.windows()
+    assert (told["1m"].violations, told["5m"].violations, told["5m"].count) == (0, 50, 101)
+    clock.now += 400
+    assert window.windows()["5m"].count == 0
+    assert window.violations == 50
+
+
+def test_what_the_windows_hold_does_not_grow(clock: Clock) -> None:
+    """One number of buckets for one write and for any number of them, at any pace and for any time."""
+    window = LagWindow(10, 200)
+    for _ in range(2_000):
+        window.record([float(lag) for lag in range(1, 500, 7)])
+        clock.now += 0.7
+    assert len(window._seconds) <= 12
+    assert len(window._folded) <= 62
+    assert {len(one) for one in [*window._seconds.values(), *window._folded.values()]} == {153}
+    assert window.windows()["5m"].commits == pytest.approx(300 / 0.7, rel=0.03)

@@ -30,3 +30,9 @@ def test_who_left_who_died_and_who_went_on_to_another_lease_count_once() -> None
     gone, dead = replace(TWO, holder=""), replace(TWO, renewed_ms=NOW - 60_000)
     assert added(ONE, [gone, dead, replace(TWO, holder="one")], NOW) == ONE
     assert added(ONE, [TWO, TWO], NOW).flushed == 40
+
+
+def test_of_windows_the_worst_lag_is_told_and_the_counts_are_added() -> None:
+    one = replace(ONE, windows={"10s": [1.0, None, 3.0, 10, 1, 2]})
+    two = replace(TWO, windows={"10s": [2.0, 2.0, 1.0, 5, 0, 1], "1m": [1.0, 1.0, 1.0, 5, 0, 1]})
+    assert added(one, [two], NOW).windows == {"10s": [2.0, 2.0, 3.0, 15, 1, 3], "1m": [1.0, 1.0, 1.0, 5, 0, 1]}

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from cenote import agent as agents
 from cenote import store as stores
+from cenote.blocking.iteration import Iteration
 from cenote.blocking.thread import LoopThread
 from cenote.engine.bed import Slept
 from cenote.engine.hydrator import Hydrated, Progress
@@ -52,7 +53,7 @@ class AgentLife:
 
 
 class WarmUp:
-    """The part of `Store` that does it for many."""
+    """The part of `Store` that does it for many, and follows what is done."""
 
     _thread: LoopThread
     _store: stores.Store
@@ -66,3 +67,7 @@ class WarmUp:
     ) -> dict[str, Hydrated]:
         """Bring many agents back into KV; see `cenote.Store.warm_up`."""
         return self._thread.run(self._store.warm_up(agents, at_once=at_once, progress=progress))
+
+    def lifecycle_events(self, agents: str = "*", since: str | int | None = None) -> Iteration[LifecycleEvent]:
+        """What is done on purpose with agents, as it happens; see `cenote.Store.lifecycle_events`."""
+        return Iteration(self._thread, self._store.lifecycle_events(agents, since), page=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Self
 from uuid import UUID
 
 from cenote import agent as agents
@@ -17,6 +18,10 @@ class AgentPast:
 
     _thread: LoopThread
     _agent: agents.AgentState
+
+    def __init__(self, thread: LoopThread, agent: agents.AgentState) -> None:
+        self._thread = thread
+        self._agent = agent
 
     def checkpoint(
         self,
@@ -40,6 +45,10 @@ class AgentPast:
     def delete_checkpoint(self, checkpoint: Checkpoint | UUID | str) -> None:
         """Remove a checkpoint; see the other `delete_checkpoint`."""
         self._thread.run(self._agent.delete_checkpoint(checkpoint))
+
+    def fork(self, new_agent: str | UUID, checkpoint: Checkpoint | UUID | str) -> Self:
+        """Another agent that begins as a checkpoint of this one; see the other `fork`."""
+        return type(self)(self._thread, self._thread.run(self._agent.fork(new_agent, checkpoint)))
 
     def diff(self, a: Checkpoint | UUID | str, b: Checkpoint | UUID | str) -> Difference:
         """What became of the keys from `a` to `b`; see the other `diff`."""

@@ -18,11 +18,13 @@ from cenote.agent import At, Durability
 from cenote.blocking.agent_life import AgentLife, WarmUp
 from cenote.blocking.agents import Agents
 from cenote.blocking.answers import Answers
+from cenote.blocking.health import StoreHealth
 from cenote.blocking.iteration import Iteration
 from cenote.blocking.knowledge import Knowledge
 from cenote.blocking.messages import Messages
 from cenote.blocking.past import AgentPast, StorePast
 from cenote.blocking.receipt import Receipt
+from cenote.blocking.repairs import StoreRepair
 from cenote.blocking.restores import AgentRestores, StoreRestores
 from cenote.blocking.sessions import Sessions
 from cenote.blocking.storage import DataStorage
@@ -33,8 +35,6 @@ from cenote.config import Config
 from cenote.engine import counters
 from cenote.engine.changes import Change
 from cenote.engine.conflict_log import Conflict
-from cenote.engine.monitor import Stats
-from cenote.health import Health
 from cenote.model.entry import Entry, Version
 from cenote.routing import Category
 from cenote.sql.transaction import Isolation
@@ -218,7 +218,7 @@ class SwarmCounter:
         return self._thread.run(self._counter.value())
 
 
-class Store(WarmUp, StorePast, StoreRestores):
+class Store(WarmUp, StoreHealth, StorePast, StoreRepair, StoreRestores):
     """See `cenote.Store`. Get it from `cenote.blocking.open()`; any number of threads may share it."""
 
     def __init__(self, thread: LoopThread, store: stores.Store) -> None:
@@ -299,14 +299,6 @@ class Store(WarmUp, StorePast, StoreRestores):
     def flush(self, timeout: timedelta | float | None = None) -> None:
         """Wait until everything acknowledged so far is in SQL; see `cenote.Store.flush`."""
         self._thread.run(self._store.flush(timeout))
-
-    def stats(self) -> Stats:
-        """Counts, lag and violations; see `cenote.Stats`."""
-        return self._thread.run(self._store.stats())
-
-    def health(self) -> Health:
-        """A verdict with reasons; see `cenote.Store.health`."""
-        return self._thread.run(self._store.health())
 
     def watch(self, agents: str = "*", *, prefix: str = "", since: Version | int | None = None) -> Iteration[Entry]:
         """Changes of all agents that match; see `cenote.Store.watch`."""

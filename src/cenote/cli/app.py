@@ -17,12 +17,14 @@ from cenote.cli import (
     messages,
     moving,
     past,
+    repair,
     searching,
     servers,
     settings,
     shows,
     status,
     tasks,
+    top,
 )
 from cenote.cli.help import Group
 from cenote.cli.options import OPERATION
@@ -50,7 +52,22 @@ def root(
         typer.echo(context.get_help())
 
 
-for room in (shows, servers, status, doctor, entries, listing, searching, moving, life, past, adopt, conflicts):
+for room in (
+    shows,
+    servers,
+    status,
+    top,
+    doctor,
+    entries,
+    listing,
+    searching,
+    moving,
+    life,
+    past,
+    adopt,
+    repair,
+    conflicts,
+):
     app.add_typer(room.app)
 app.add_typer(checkpoints.beside)
 app.add_typer(checkpoints.app, name="checkpoint", rich_help_panel=OPERATION)

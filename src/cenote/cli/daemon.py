@@ -23,6 +23,7 @@ from cenote.errors import CenoteError, ServerStartError
 _STOP_S: Final = 60  # it drains, and the last user stops the servers
 _RECORD: Final = "serve.json"
 _LOG: Final = "serve.log"
+_ADMIN: Final = "admin.url"
 
 
 def recorded(directory: Path) -> Process | None:
@@ -34,16 +35,29 @@ def recorded(directory: Path) -> Process | None:
     return process if alive(process) else None
 
 
-def record(directory: Path) -> None:
-    """Write down that this process serves, unless another one does."""
+def record(directory: Path, admin: str | None) -> None:
+    """Write down that this process serves, and the address of its dashboard, unless another one does."""
     if recorded(directory) is None:
         write_durably(directory / _RECORD, msgspec.json.encode(myself()))
+        if admin is not None:
+            write_durably(directory / _ADMIN, admin.encode())
+
+
+def admin(directory: Path) -> str | None:
+    """The address of the dashboard of the process that serves this data directory, token included."""
+    if recorded(directory) is None:
+        return None
+    try:
+        return (directory / _ADMIN).read_text()
+    except FileNotFoundError:
+        return None
 
 
 def forget(directory: Path) -> None:
     """This process serves no longer."""
     if recorded(directory) == myself():
         (directory / _RECORD).unlink(missing_ok=True)
+        (directory / _ADMIN).unlink(missing_ok=True)
 
 
 def log_file(directory: Path) -> Path:
@@ -51,7 +65,7 @@ def log_file(directory: Path) -> Path:
     return directory / _LOG
 
 
-def start(config: Config, common: Common) -> dict[str, Any]:
+def start(config: Config, common: Common, *, actions: bool) -> dict[str, Any]:
     """Start a process of its own session that serves; returns what it says once it is ready.
 
     Raises:
@@ -64,6 +78,8 @@ def start(config: Config, common: Common) -> dict[str, Any]:
     began = size(log)
     ours, theirs = os.pipe()
     command = [sys.executable, "-P", "-m", "cenote.cli", "up", "--ready-fd", str(theirs)]
+    if actions:
+        command.append("--actions")
     if common.config is not None:
         command += ["--config", str(common.config.absolute())]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

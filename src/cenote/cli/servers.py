@@ -1,5 +1,6 @@
 """`up`, `down`, `serve`: processes that keep a store served."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+Actions = Annotated[bool, typer.Option("--actions", help="The dashboard may do more than look.")]
+
 
 @command(app, "up", panel=SERVERS)
 def up(
@@ -22,9 +25,12 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="In the background; returns when it is ready.")
     ] = False,
+    actions: Actions = False,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
 ) -> int:
-    """Start the embedded servers and serve them until Ctrl-C: flush, evict, restart what dies."""
+    """Start the embedded servers and serve them until Ctrl-C: flush, evict, repair, restart what dies, show a
+    dashboard.
+    """
     from cenote.cli import daemon
     from cenote.cli.reach import data_dir, embedded_names
 
@@ -32,13 +38,13 @@ def up(
     if not embedded_names(config):
         raise BadUsage("kv.url and sql.url name servers: there is nothing to start", hint="to flush them: cenote serve")
     if not detach:
-        return _serve(config, common, ready_fd)
+        return _serve(config, common, actions=actions, ready_fd=ready_fd, port=_any_port(config))
     directory = data_dir(config)
     if directory is None:
         raise BadUsage("a temporary data directory cannot be found again", hint="--detach needs --data-dir DIR")
     already = daemon.recorded(directory)
     if already is None:
-        answer = daemon.start(config, common) | {"already": False}
+        answer = daemon.start(config, common, actions=actions) | {"already": False}
     else:
         answer = {"pid": already.pid, "data_dir": str(directory), "already": True}
     if common.json:
@@ -46,6 +52,8 @@ def up(
     else:
         begun = "already serves" if answer["already"] else "serves"
         print(f"process {answer['pid']} {begun} {directory}; log: {daemon.log_file(directory)}; end it: cenote down")
+        if address := daemon.admin(directory):
+            print(f"dashboard: {address}")
     return 0
 
 
@@ -90,9 +98,13 @@ def down(common: Common) -> int:
 
 
 @command(app, "serve", panel=SERVERS)
-def serve(common: Common) -> int:
-    """Flush and evict until SIGTERM or Ctrl-C, on the servers that are configured; embedded ones are started."""
-    return _serve(common.load(), common, None)
+def serve(common: Common, actions: Actions = False) -> int:
+    """Flush and evict until SIGTERM or Ctrl-C, on the servers that are configured; embedded ones are started.
+
+    With admin.port also a dashboard, probes and metrics at that port.
+    """
+    config = common.load()
+    return _serve(config, common, actions=actions, ready_fd=None, port=config.admin.port)
 
 
 def _alive(directory: Path) -> list[str]:
@@ -102,20 +114,29 @@ def _alive(directory: Path) -> list[str]:
     return [name for name in ("nats", "postgres") if (found.get(name) or {}).get("alive")]
 
 
-def _serve(config: "Config", common: Common, ready_fd: int | None) -> int:
+def _any_port(config: "Config") -> int | None:
+    """`up` shows a dashboard wherever it is installed."""
+    from importlib.util import find_spec
+
+    if config.admin.port is not None or find_spec("starlette") is None or find_spec("uvicorn") is None:
+        return config.admin.port
+    return 0
+
+
+def _serve(config: "Config", common: Common, *, actions: bool, ready_fd: int | None, port: int | None) -> int:
     import asyncio
 
     from cenote.cli import reach
-    from cenote.cli.serving import log_to_stderr, until_signal
+    from cenote.cli.serving import dashboard, log_to_stderr, until_signal
 
     directory = reach.data_dir(config) if reach.embedded_names(config) else None
 
-    def ready(store: "Store") -> None:
+    def ready(store: "Store", address: str | None) -> None:
         from cenote.cli import daemon
 
-        answer = _answer(store)
+        answer = _answer(store) | {"admin": address}
         if directory is not None:
-            daemon.record(directory)
+            daemon.record(directory, address)
         if ready_fd is not None:
             daemon.announce(ready_fd, answer)
         elif common.json:
@@ -125,7 +146,8 @@ def _serve(config: "Config", common: Common, ready_fd: int | None) -> int:
 
     try:
         with log_to_stderr():
-            asyncio.run(until_signal(config, ready))
+            beside = partial(dashboard, port=port, actions=actions, directory=directory)
+            asyncio.run(until_signal(config, ready, beside))
     finally:
         if directory is not None:
             from cenote.cli import daemon
@@ -150,4 +172,5 @@ def _answer(store: "Store") -> dict[str, Any]:
 def _greeting(answer: dict[str, Any]) -> str:
     servers = ", ".join(f"{name} at {address}" for name, address in answer["servers"].items())
     where = f"; data in {answer['data_dir']}" if answer["data_dir"] else ""
-    return f"process {answer['pid']} serves {servers}{where}; Ctrl-C ends it"
+    seen = f"\ndashboard: {answer['admin']}" if answer["admin"] else ""
+    return f"process {answer['pid']} serves {servers}{where}; Ctrl-C ends it{seen}"

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 
 from cenote.cli.reach import opened
 from cenote.config import Config
+from cenote.errors import SetupError
 from cenote.store import Store
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -31,8 +33,30 @@ def log_to_stderr() -> Iterator[None]:
         logger.propagate = before[1]
 
 
-async def until_signal(config: Config, ready: Callable[[Store], None]) -> None:
-    """Open the store, call `ready`, and close it in order at SIGTERM or SIGINT, also while it is still opening.
+@asynccontextmanager
+async def dashboard(
+    store: Store, *, port: int | None, actions: bool, directory: Path | None
+) -> AsyncIterator[str | None]:
+    """The admin port, if there is to be one; yields its address."""
+    if port is None:
+        yield None
+        return
+    try:
+        from cenote.dashboard.serving import TOKEN_FILE, served
+    except ImportError as error:
+        raise SetupError("the admin port needs the dashboard", hint="pip install 'cenote[dashboard]'") from error
+    file = None if directory is None else directory / TOKEN_FILE
+    async with served(store, port=port, actions=actions, token_file=file) as address:
+        yield address
+
+
+async def until_signal(
+    config: Config,
+    ready: Callable[[Store, str | None], None],
+    beside: Callable[[Store], AbstractAsyncContextManager[str | None]],
+) -> None:
+    """Open the store and what is served beside it, call `ready`, and close all in order at SIGTERM or SIGINT, also
+    while it is still opening.
 
     Raises whatever opening raises.
     """
@@ -52,5 +76,5 @@ async def until_signal(config: Config, ready: Callable[[Store], None]) -> None:
         except BaseException:
             stopping.cancel()
             raise
-        ready(store)
+        ready(store, await stack.enter_async_context(beside(store)))
         await stopping

@@ -51,6 +51,8 @@ def health(common: Common) -> int:
         print(coloured(found.verdict.value, COLOURS[found.verdict.value]))
         for check in found.checks:
             print(f"  {check.name}: {check.verdict.value} ({printable(check.reason)})")
+            if check.hint is not None:
+                print(f"    → {printable(check.hint)}")
     return _EXITS[found.verdict.value]
 
 
@@ -62,18 +64,25 @@ async def _health(config: "Config") -> "Health":
 
 
 def _print(found: dict[str, Any]) -> None:
-    verdict = found["verdict"]
-    lines = [("verdict", coloured(verdict, COLOURS.get(verdict, "yellow")))]
-    lines += [("", f"{check['name']}: {check['reason']}") for check in found["checks"]]
-    lines += [("data", found["data_dir"])] if found["data_dir"] else []
-    lines += [(name, _server(server)) for name, server in found["servers"].items()]
-    process = found["process"]
-    lines.append(("process", f"pid {process} serves" if process else "none serves")) if found["data_dir"] else None
-    if found["store"] is not None:
-        lines += _flow(found)
-    lines += [("warning", coloured(text, "yellow")) for text in found["warnings"]]
-    for name, text in lines:
+    for name, text in lines(found):
         print(f"{name:10}{text}")
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was found, as names and texts: one line each."""
+    verdict = found["verdict"]
+    told = [("verdict", coloured(verdict, COLOURS.get(verdict, "yellow")))]
+    for check in found["checks"]:
+        told.append(("", f"{check['name']}: {printable(check['reason'])}"))
+        told += [("", f"  → {printable(check['hint'])}")] if check.get("hint") else []
+    told += [("data", found["data_dir"])] if found["data_dir"] else []
+    told += [(name, _server(server)) for name, server in found["servers"].items()]
+    process = found["process"]
+    told += [("process", f"pid {process} serves" if process else "none serves")] if found["data_dir"] else []
+    told += [("dashboard", found["admin"])] if found.get("admin") else []
+    if found["store"] is not None:
+        told += _flow(found)
+    return told + [("warning", coloured(text, "yellow")) for text in found["warnings"]]
 
 
 def _server(server: dict[str, Any] | None) -> str:
@@ -105,7 +114,24 @@ def _flow(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("kv", f"{stats['kv_entries']} entries, {stats['kv_bytes']} bytes, {stats['kv_fill']:.1%} full"),
         ("sql", f"{rows} rows" + (f", {lost} commits lost" if lost else "")),
         ("dirty", f"{stats['dirty_entries']} entries, the oldest {stats['oldest_dirty_ms']} ms"),
+        *(("", f"{printable(one['agent'])}: {one['dirty']} keys, the oldest {one['oldest_ms']} ms") for one in
+          found["lagging"]),
         ("lag", f"{lag} ms (p50 / p95 / p99), {stats['violations']} violations"),
+        *_windows(stats),
         ("flushed", f"{stats['flushed']} rows in {stats['commits']} commits, {stats['evicted']} evicted, "
                     f"{stats['quarantined']} quarantined"),
+        ("rate", f"{stats['flush_rate']} rows/s, " + _batch(stats["batch_mean"])),
     ]  # fmt: skip
+
+
+def _windows(stats: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    for name in ("1m", "5m"):
+        window = stats["windows"][name]
+        lag = " / ".join("–" if window[p] is None else f"{window[p]:.1f}" for p in ("p50", "p95", "p99"))
+        lines.append(("", f"{name}: {lag} ms of {window['count']} writes, {window['violations']} violations"))
+    return lines
+
+
+def _batch(mean: float | None) -> str:
+    return "no commit in the last minute" if mean is None else f"{mean} rows a commit"

@@ -69,6 +69,11 @@ class Cache:
         self._slots.move_to_end(subject)
         return slot[0]
 
+    def peek(self, subject: str) -> Stored | None:
+        """The same for those who only look: it counts for nothing."""
+        slot = self._slots.get(subject)
+        return None if slot is None or slot[1] < time.monotonic() else slot[0]
+
     def holds(self, subject: str, stored: Stored) -> bool:
         """Whether this very copy is still here: nothing has happened to its key since it was looked up."""
         slot = self._slots.get(subject)

@@ -141,6 +141,8 @@ class Checkpoints:
                 parent = await self.table.newest(agent.id)
             usable = parent if parent is not None and not whole and self._may_stand_on(parent) else None
             young = begun_s is not None and (time.monotonic() - begun_s) * 1000 < limits.CHECKPOINT_TAIL_MS_MAX / 2
+            if parent is None:
+                await core.rows.copied(agent.id)
             seq = 1 if parent is None else parent.seq + 1
             drafts.append(Draft(self.table, agent, seq, usable, begun_s if usable and young else None))
         return drafts

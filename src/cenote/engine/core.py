@@ -24,6 +24,7 @@ from cenote.engine.coherence import Coherence
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
 from cenote.engine.epoch import DURABLE_KEY, FORMAT_KEY, MENDED_KEY, Epochs
+from cenote.engine.forks import Forks
 from cenote.engine.fullness import Begun, Fullness
 from cenote.engine.incarnation import durable_prefix, incarnation, mended_mark
 from cenote.engine.replicas import Replicas
@@ -110,6 +111,7 @@ class Core:
         self.writer_id = writer_id
         self.stream = StateStream(link, names, timeout_ms=config.kv.request_timeout_ms)
         self.table = StateTable(db, names)
+        self.rows = Forks(self.table)
         self.blobs = Blobs(self.table)
         self.cache = Cache(config.memory.entries_max, config.memory.bytes_max, config.memory.ttl_s)
         self.coherence = Coherence(self.stream, names, self.cache, lambda: self.epochs, writer_id)
@@ -126,6 +128,7 @@ class Core:
         self.fullness = Fullness(config, link, names, self._look)
         self.last_sequence = 0
         self.entries = 0
+        self.copies, self.bytes_max = 1, -1  # of the stream, as its leader describes it
         self.seen_sequence = 0
         self.mended = 0
         """The connection over which KV is known to be no older than SQL: reads from KV need that (F-wait)."""
@@ -377,6 +380,7 @@ class Core:
         goes_on = self.replicas is not None and self.mended and info.last_seq >= self.met_sequence
         self.seen_sequence = max(self.seen_sequence, info.last_seq)
         self.entries = info.messages
+        self.copies, self.bytes_max = info.config.get("num_replicas", 1), info.config.get("max_bytes", -1)
         self.incarnation = start = incarnation(self.link, info)
         name = self.durable_name or ""
         self.current_durable = name if start and name.startswith(durable_prefix(self.epochs.newest, start)) else None

@@ -86,6 +86,12 @@ def believed(stored: Stored, message: Message) -> bool:
     return not stored.clean or message.time_us // 1000 - stored.t0_ms < limits.EVICT_AGE_MIN_MS
 
 
+def nobody(stored: Stored) -> bool:
+    """Whether this is the mark of a key that no tier had: something to write over (F-mark), and no answer for a reader,
+    for the agent may have begun as a fork since SQL was asked (decision 0010)."""
+    return stored.clean and stored.version == ABSENT.version
+
+
 def from_row(row: Row) -> Stored:
     """Decode a row of `agents.state`; `sequence` is 0, as SQL cannot know where KV holds a copy."""
     codec, body = (NO_VALUE, b"") if row.deleted else _body(row)

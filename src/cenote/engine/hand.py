@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 from cenote import limits, points
@@ -161,6 +162,7 @@ class Hand:
         """Tell how flushing goes."""
         board = self._board
         board.lag_ms_p50, board.lag_ms_p95, board.lag_ms_p99 = self._lag.percentiles(0.50, 0.95, 0.99)
+        board.windows = {name: list(astuple(window)) for name, window in self._lag.windows().items()}
         board.violations = self._lag.violations
         board.count(self._core.counts)
 

@@ -65,11 +65,16 @@ class Hydrator:
         for _ in range(_ROUNDS_MAX):
             generation, t0_ms, started = core.link.generation, core.link.server_now_ms(), time.monotonic()
             message = await core.leader_message(target)
+            mark: Stored | None = None
             if message is not None:
                 stored = entries.from_message(message, core.epochs)
                 if entries.believed(stored, message):
-                    return stored, generation
-            row = await core.table.read(target.agent.id, target.row_key)
+                    if not entries.nobody(stored):
+                        return stored, generation
+                    mark = stored
+            row = await core.rows.read(target.agent.id, target.row_key)
+            if mark is not None and row is None:
+                return mark, generation
             known = ABSENT if row is None else entries.from_row(row)
             over = 0 if message is None else message.sequence
             copy = await self.install(target.wire, known, t0_ms=t0_ms, over=over, generation=generation)
@@ -127,6 +132,7 @@ class Hydrator:
         core = self._core
         place = None if after is None else keys.sql_key(after)
         brought: Counter[str] = Counter()
+        await core.rows.copied(agent.id)
         while True:
             generation, t0_ms = core.link.generation, core.link.server_now_ms()
             rows = await core.table.page(
@@ -146,7 +152,7 @@ class Hydrator:
         brought: Counter[str] = Counter()
         for start in range(0, len(places), limits.HYDRATE_PAGE_KEYS):
             generation, t0_ms = core.link.generation, core.link.server_now_ms()
-            rows = await core.table.read_many(agent.id, places[start : start + limits.HYDRATE_PAGE_KEYS])
+            rows = await core.rows.read_many(agent.id, places[start : start + limits.HYDRATE_PAGE_KEYS])
             self._demand_room()
             brought += await self._rows(agent, rows, t0_ms, generation)
         return Hydrated(brought["keys"], brought["bytes"])

@@ -14,7 +14,7 @@ import contextlib
 import json
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cenote import limits
@@ -52,6 +52,7 @@ class Board:
     lag_ms_p50: float | None = None
     lag_ms_p95: float | None = None
     lag_ms_p99: float | None = None
+    windows: dict[str, list[float | None]] = field(default_factory=dict)  # the fields of a `lag.Window`, by its name
     violations: int = 0
     flushed: int = 0
     delivered: int = 0

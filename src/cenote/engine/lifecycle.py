@@ -21,8 +21,9 @@ from cenote.engine.core import Core, reading
 from cenote.errors import CenoteError, LifecycleError
 from cenote.lifecycle import TABLE, Event, Phase, after, derived, illegal
 from cenote.model import key as keys
+from cenote.model.entry import Version
 from cenote.retry import Backoff
-from cenote.sql.lifecycle import LifecycleTable
+from cenote.sql.lifecycle import LifecycleTable, Told
 
 log = logging.getLogger("cenote.engine")
 
@@ -36,12 +37,14 @@ class LifecycleEvent:
     """What was done with an agent on purpose.
 
     Attributes:
-        event: hydrate, sleep, expire, wake, flush, checkpoint, restore; and how it ended: hydrated, slept, ….
+        event: hydrate, sleep, expire, wake, flush, checkpoint, restore, fork; and how it ended: hydrated, slept, ….
         phase: what it led to; None: it changed nothing.
         token: the fencing token of whoever did it, if that needed one.
         holder: the process that began it.
         details: numbers, by name.
         at: PostgreSQL's time.
+        agent: whose; its UUID while PostgreSQL does not know its name yet.
+        position: give it to `since` of `store.lifecycle_events`, to go on behind this event.
     """
 
     event: Event
@@ -50,6 +53,17 @@ class LifecycleEvent:
     holder: str | None
     details: dict[str, Any]
     at: datetime
+    agent: str
+    position: str
+
+    @classmethod
+    def of(cls, row: Told, agent: str) -> "LifecycleEvent":
+        """A row as users see it."""
+        return cls(
+            event=Event(row.event), phase=None if row.phase is None else Phase(row.phase), token=row.token,
+            holder=row.holder, details={} if row.details is None else json.loads(row.details), at=row.at, agent=agent,
+            position=str(Version(*row.id)),
+        )  # fmt: skip
 
 
 @dataclass
@@ -97,13 +111,7 @@ class Lifecycle:
     async def events(self, agent: keys.AgentRef, limit: int) -> list[LifecycleEvent]:
         """What was done with it, the newest first."""
         rows = await self.table.events(agent.id, _NUMBER_MAX, limit)
-        return [
-            LifecycleEvent(
-                event=Event(row.event), phase=None if row.phase is None else Phase(row.phase), token=row.token,
-                holder=row.holder, details={} if row.details is None else json.loads(row.details), at=row.at,
-            )
-            for row in rows
-        ]  # fmt: skip
+        return [LifecycleEvent.of(row, agent.text) for row in rows]
 
     async def record(self, agent: keys.AgentRef, event: Event, **details: Any) -> None:
         """Note what was done without a lease. It is done, whether it can be noted or not."""
@@ -140,6 +148,18 @@ class Lifecycle:
         async with self._at(work, event, done):
             yield work
 
+    @asynccontextmanager
+    async def noted(self, agent: keys.AgentRef, event: Event, done: Event) -> AsyncIterator[None]:
+        """The same for what happens whether it can be noted or not."""
+        work = Work(self.table, {})
+        try:
+            async with asyncio.timeout(_LAST_WORD_S):
+                work = await self._begin([agent], event)
+        except (CenoteError, TimeoutError) as error:
+            log.debug("%s of %s could not be noted: %s", event, agent.text, error)
+        async with self._at(work, event, done, surely=False):
+            yield
+
     async def _begin(self, agents: Iterable[keys.AgentRef], event: Event) -> Work:
         names = {agent.id: keys.sql_key(agent.text) for agent in agents}
         phase = after(Phase.ACTIVE, event)
@@ -147,7 +167,7 @@ class Lifecycle:
         return Work(self.table, held)
 
     @asynccontextmanager
-    async def _at(self, work: Work, event: Event, done: Event) -> AsyncIterator[None]:
+    async def _at(self, work: Work, event: Event, done: Event, *, surely: bool = True) -> AsyncIterator[None]:
         if not work.held:
             yield
             return
@@ -163,7 +183,11 @@ class Lifecycle:
                     await self._end(work, during, Event.FAILED)
             raise
         renewing.cancel()
-        await self._end(work, during, done)
+        try:
+            await self._end(work, during, done)
+        except CenoteError:  # the lease ends by itself
+            if surely:
+                raise
 
     async def _end(self, work: Work, during: Phase, event: Event) -> None:
         details = json.dumps(work.details) if work.details else None

@@ -20,6 +20,7 @@ from cenote.engine.lifecycle import Lifecycle
 from cenote.engine.meeting import Meeting
 from cenote.engine.mender import volunteer
 from cenote.engine.reader import Reader
+from cenote.engine.repair import Repair
 from cenote.engine.restore import Restorer
 from cenote.engine.transfer import Transfer
 from cenote.engine.writer import Writer
@@ -49,6 +50,7 @@ class Machines:
     bed: Bed
     restorer: Restorer
     transfer: Transfer
+    repair: Repair
 
 
 def build(core: Core) -> Machines:
@@ -66,11 +68,11 @@ def build(core: Core) -> Machines:
     meeting = Meeting(core, writer, conflicts)
     lifecycle = Lifecycle(core)
     atomic, checkpoints = Atomic(core, writer, meeting), Checkpoints(core)
-    restorer = Restorer(core, writer, atomic, checkpoints)
+    restorer = Restorer(core, writer, atomic, checkpoints, lifecycle)
     return Machines(
         core, writer, meeting, conflicts, atomic, Reader(core, hydrator), hydrator, lease, board, flusher,
         Counters(core), CounterFlush(core), checkpoints, lifecycle, Hydration(hydrator, lifecycle),
-        Bed(core, lifecycle), restorer, Transfer(core, checkpoints, restorer),
+        Bed(core, lifecycle), restorer, Transfer(core, checkpoints, restorer), Repair(core, hydrator),
     )  # fmt: skip
 
 

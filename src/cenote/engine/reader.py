@@ -131,11 +131,11 @@ class Reader:
         core = self._core
         if message is not None:
             stored = entries.from_message(message, core.epochs)
-            if entries.believed(stored, message):
+            if _answers(stored, message):
                 return (stored, Tier.DISTRIBUTED_KV), message.sequence
         try:
             async with asyncio.timeout(backoff.left_ms / 1000):
-                row = await core.table.read(target.agent.id, target.row_key)
+                row = await core.rows.read(target.agent.id, target.row_key)
         except TimeoutError as error:
             raise UnavailableError("PostgreSQL did not answer in time", key=target.key, tier="RELATIONAL_DB") from error
         over = 0 if message is None else message.sequence
@@ -239,11 +239,11 @@ class Reader:
         for target in targets:
             message = messages.get(target.subject)
             stored = None if message is None else entries.from_message(message, core.epochs)
-            if message is not None and stored is not None and entries.believed(stored, message):
+            if message is not None and stored is not None and _answers(stored, message):
                 found[target.key] = (stored, Tier.DISTRIBUTED_KV)
             else:
                 absent[target.row_key] = (target, 0 if message is None else message.sequence)
-        rows = await core.table.read_many(targets[0].agent.id, list(absent)) if absent else []
+        rows = await core.rows.read_many(targets[0].agent.id, list(absent)) if absent else []
         return _View(
             position, found, {row.key: entries.from_row(row) for row in rows}, absent, tickets, generation, t0_ms
         )
@@ -286,11 +286,12 @@ class Reader:
                 key = keys.decode_token(core.split(message.subject)[1])
             except CodecError:
                 continue  # not a key that anybody can name
-            if not key.startswith(prefix) or key in seen or not entries.believed(stored, message):
+            if not key.startswith(prefix) or key in seen or not _answers(stored, message):
                 continue
             seen.add(key)
             if not core.gone(stored):
                 yield key, stored, Tier.DISTRIBUTED_KV
+        await core.rows.copied(agent.id)
         after: str | None = None
         row_prefix = keys.sql_key(prefix)
         while rows := await core.table.page(agent.id, after, row_prefix, limits.LIST_PAGE_KEYS, live_only=True):
@@ -300,6 +301,10 @@ class Reader:
                 stored = entries.from_row(row)
                 if key not in seen and not core.gone(stored):
                     yield key, stored, Tier.RELATIONAL_DB
+
+
+def _answers(stored: Stored, message: Message) -> bool:
+    return entries.believed(stored, message) and not entries.nobody(stored)
 
 
 def _take(outcome: _Outcome) -> Found | None:

@@ -27,11 +27,13 @@ from cenote.engine.checkpoint import Checkpoint, Checkpoints
 from cenote.engine.checkpoint_draft import wish
 from cenote.engine.core import Core, reading
 from cenote.engine.entries import Target
+from cenote.engine.lifecycle import Lifecycle
 from cenote.engine.restored import Restored, Restoring
 from cenote.engine.waiting import until_mended
 from cenote.engine.writer import TOMBSTONE, Base, Content, Writer
 from cenote.errors import ConsistencyError, OutcomeUnknownError, RejectedError, UnavailableError
 from cenote.kv.deadline import patient
+from cenote.lifecycle import Event
 from cenote.model import key as keys
 from cenote.model.entry import Stored
 from cenote.model.kept import Kept
@@ -77,11 +79,14 @@ class _Overtaken(Exception):
 class Restorer:
     """Restores for one process."""
 
-    def __init__(self, core: Core, writer: Writer, atomic: Atomic, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, core: Core, writer: Writer, atomic: Atomic, checkpoints: Checkpoints, lifecycle: Lifecycle
+    ) -> None:
         self._core = core
         self._writer = writer
         self._atomic = atomic
         self._checkpoints = checkpoints
+        self._lifecycle = lifecycle
         self.table = RestoreTable(core.db)
 
     # --- verbs ------------------------------------------------------------------------------------------------
@@ -117,6 +122,7 @@ class Restorer:
         await self._write(first)
         if points.armed:
             await points.hit("restore.written")
+        await self._tell(parts)
         return _results(parts, at_once=True)
 
     async def finish(self, agent: keys.AgentRef) -> list[Restored]:
@@ -194,8 +200,15 @@ class Restorer:
             if points.armed:
                 await points.hit("restore.batch")
         await self.table.done(restore_id)
+        await self._tell(parts)
         if points.armed:
             await points.hit("restore.done")
+
+    async def _tell(self, parts: Sequence[_Part]) -> None:
+        for part in parts:
+            counts = {"written": part.written, "deleted": part.deleted}
+            of, before = str(part.to.id), str(part.before.id)
+            await self._lifecycle.record(part.agent, Event.RESTORE, checkpoint=of, before=before, **counts)
 
     async def _pages(self, parts: Sequence[_Part]) -> AsyncGenerator[list[_Change], None]:
         """What differs, as much as a batch takes at a time; the same each time but for what expires meanwhile."""
@@ -314,7 +327,7 @@ class Restorer:
                 messages, _ = await core.messages([change.target for change in changes])
             for subject, message in messages.items():
                 stored = entries.from_message(message, core.epochs)
-                if entries.believed(stored, message):
+                if entries.believed(stored, message) and not entries.nobody(stored):
                     bases[subject] = Base(stored, not core.gone(stored), generation)
         rest = [change.target for change in changes if change.target.subject not in bases]
         for start in range(0, len(rest), limits.RESTORE_SIDE_BY_SIDE):

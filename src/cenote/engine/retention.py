@@ -24,12 +24,14 @@ class Retention:
 
     def __init__(self, core: Core, checkpoints: Checkpoints) -> None:
         self._keep = core.config.checkpoints
+        self._rows = core.rows
         self._checkpoints = checkpoints
         self._table = checkpoints.table
 
     async def remove(self, agent: keys.AgentRef, given: Checkpoint | UUID | str) -> None:
         """Remove one. NotFoundError; UnavailableError: it is still there."""
         found = await self._checkpoints.find(agent, given)
+        await self._rows.copied(None, of=found.id)
         if not await self._remove(agent, [found.id]):
             raise UnavailableError(
                 "the checkpoint is needed just now, by a restore or by one that is being made", tier="RELATIONAL_DB",

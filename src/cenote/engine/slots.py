@@ -43,9 +43,20 @@ def added(primary: Board, boards: list[Board], now_ms: int) -> Board:
             setattr(total, name, getattr(total, name) + getattr(board, name))
         for name in _HIGHEST:
             setattr(total, name, max((getattr(total, name) or 0.0, getattr(board, name) or 0.0)) or None)
+        total.windows = {name: _worse(total.windows.get(name), told) for name, told in board.windows.items()}
         spent_ms += (board.avg_flush_ms or 0.0) * board.commits
         total.committed_ms = max(total.committed_ms, board.committed_ms)
         down = [one.sql_down_since_ms for one in (total, board) if one.sql_down_since_ms is not None]
         total.sql_down_since_ms = min(down, default=None)
     total.avg_flush_ms = round(spent_ms / total.commits, 3) if total.commits else None
     return total
+
+
+def _worse(one: list[float | None] | None, other: list[float | None]) -> list[float | None]:
+    if one is None:
+        return other
+    lags = 3  # the fields of a `lag.Window` that cannot be added come first
+    highest = [
+        max(both, default=None, key=lambda lag: lag or 0.0) for both in zip(one[:lags], other[:lags], strict=True)
+    ]
+    return [*highest, *((a or 0) + (b or 0) for a, b in zip(one[lags:], other[lags:], strict=False))]

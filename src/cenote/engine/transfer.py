@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from cenote import points
 from cenote.engine import entries
 from cenote.engine.blobs import reference_id
 from cenote.engine.checkpoint import Checkpoint, Checkpoints
@@ -122,6 +123,8 @@ class Transfer:
         """
         reading = _Reading(self, lines)
         agent, rows = await reading.all()
+        if points.armed:
+            await points.hit("import.read")
         await self._demand_new(agent)
 
         async def all_of_them(tx: Transaction) -> None:
@@ -130,6 +133,8 @@ class Transfer:
                     raise RejectedError(f"checkpoint {row.id} exists already", hint="import into another store")
 
         await transact(self._db, all_of_them, isolation=Isolation.READ_COMMITTED)
+        if points.armed:
+            await points.hit("import.added")
         newest = await self._checkpoints.find(agent, rows[-1][0].id)
         done = (await self._restorer.restore([(agent, newest)]))[0]
         return Imported(agent=agent.text, keys=done.written, checkpoints=len(rows), checkpoint=newest)
@@ -137,6 +142,7 @@ class Transfer:
     async def _demand_new(self, agent: keys.AgentRef) -> None:
         core = self._core
         known = await self._db.fetchval(self._db.queries["has_checkpoints"], agent.id)
+        known = known or await core.rows.marks.pending(agent.id)
         known = known or await core.table.page(agent.id, None, "", 1, live_only=True)
         async for message in core.live(core.agent_filter(agent)):
             known = known or not entries.listed(message, core.epochs).deleted

@@ -199,6 +199,7 @@ class Watch:
         core = self._core
         base = core.stream.prefix
         agent_id = None if self._agent is None else self._agent.id
+        await core.rows.copied(agent_id)
         async for name, row in core.table.newer_than(after.epoch, after.revision, agent_id, limits.LIST_PAGE_KEYS):
             # Every id that is a hash has a registered name; one that is not registered yet is still in KV.
             ref = self._agent or keys.agent_ref(str(row.agent_id) if name is None else keys.from_sql_key(name))
@@ -217,7 +218,7 @@ class Watch:
     async def _listed_entry(self, message: Message, after: Version, seen: set[str]) -> Entry | None:
         """A live entry in a listing. A clean copy is the state of its key, too, unless it is not believed."""
         read = self._read(message)
-        if read is None or not entries.believed(read[2], message):
+        if read is None or not entries.believed(read[2], message) or entries.nobody(read[2]):
             return None
         seen.add(message.subject)
         agent, key, stored = read

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cenote import limits
 from cenote.errors import SetupError, UnavailableError
+from cenote.kv.clock import parse_time_us
 from cenote.kv.deadline import ask
 from cenote.kv.errors import JsError, JsNotFound, NotSent
 from cenote.kv.link import Link
@@ -47,6 +48,7 @@ class ConsumerInfo(NamedTuple):
     leader: str | None
     config: dict[str, Any]
     generation: int
+    acked_ms: int = 0  # when its floor was last moved by an ack, in ms since 1970; 0: not known
 
     @property
     def first_pass(self) -> int:
@@ -145,7 +147,12 @@ def _info(answer: dict[str, Any], generation: int) -> ConsumerInfo:
         leader=(answer.get("cluster") or {}).get("leader"),
         config=answer["config"],
         generation=generation,
+        acked_ms=_moment_ms(answer["ack_floor"].get("last_active")),
     )
+
+
+def _moment_ms(text: str | None) -> int:
+    return parse_time_us(text.encode()) // 1000 if text is not None and text.endswith("Z") else 0
 
 
 # --- acknowledging ---------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from cenote.engine.chores import Chore
 from cenote.engine.expiry import Expiry
 from cenote.engine.machines import Machines
+from cenote.engine.policy import Policy
+from cenote.engine.repair import RepairUpkeep
 from cenote.engine.restore import EVERY_S as RESTORES_S
 from cenote.engine.retention import EVERY_S as RETENTION_S
 from cenote.engine.retention import Retention
@@ -24,13 +26,18 @@ def chores(machines: Machines) -> list[Chore]:
 
     upkeep = Upkeep(machines.core, MessageTable(machines.core.db))
     expiry = Expiry(machines.core, machines.lifecycle)
+    repair = RepairUpkeep(machines.core, machines.repair)
     retention = Retention(machines.core, machines.checkpoints)
+    policy = Policy(machines.core, machines.checkpoints)
+    asked_for = [Chore("checkpoint-policy", policy.every_s, policy.tend)] if policy.wanted else []
     return [
+        *asked_for,
         Chore("checkpoints", RETENTION_S, retention.tend),
         Chore("lifecycle", expiry.every_s, expiry.tend),
         Chore("search-index", EVERY_S, SearchIndex(machines.core).tend),
         Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),
+        Chore("repair", repair.every_s, repair.tend),
         Chore("restores", RESTORES_S, machines.restorer.tend),
         Chore("vector-index", VECTORS_S, IndexUpkeep(machines.core).tend),
         Chore("tasks", TASKS_S, TasksUpkeep(machines.core).tend),

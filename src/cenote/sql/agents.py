@@ -95,6 +95,10 @@ class AgentTable:
         rows = await self.db.fetch(query, after, limit, agent_type, status, *parameters, timeout_ms=_FIND_MS)
         return [Registered(*row) for row in rows]
 
+    async def names(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        """The SQL-escaped names of those that are registered."""
+        return dict(await self.db.fetch(self.db.queries["agent_names"], list(ids)))
+
     async def agents_page(self, after: UUID | None, limit: int) -> list[AgentRow]:
         """The next registered agents by id; `after` is the last id of the page before, None begins."""
         rows = await self.db.fetch(self.db.queries["agents_page"], after or UUID(int=0), limit)

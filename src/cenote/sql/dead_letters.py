@@ -74,6 +74,10 @@ class DeadLetterTable:
         """Unresolved letters, oldest first; `after_id` is the last id of the page before, 0 begins."""
         return [DeadLetter(*row) for row in await self.db.fetch(self.db.queries["dead_letters"], after_id, limit)]
 
+    async def count_dead_letters(self, most: int) -> int:
+        """How many nobody has decided about yet, counted up to `most`."""
+        return int(await self.db.fetchval(self.db.queries["count_dead_letters"], most))
+
     async def dead_letter(self, letter_id: int) -> DeadLetter | None:
         """One unresolved letter."""
         row = await self.db.fetchrow(self.db.queries["dead_letter"], letter_id)

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
+from cenote.sql.changes import BEFORE_ALL, CommitId
 from cenote.sql.pool import Database
+from cenote.sql.transaction import Isolation, Transaction, transact
+
+_FENCE_MS: Final = 1_000
 
 
 class PhaseRow(NamedTuple):
@@ -28,16 +32,24 @@ class Candidate(NamedTuple):
     token: int
 
 
-class EventRow(NamedTuple):
-    """What was done with an agent; `details` as JSON."""
+class Told(NamedTuple):
+    """What was done with an agent; `details` as JSON, `name` SQL-escaped, None where it is not known, or not asked."""
 
     number: int
+    at_us: int
+    agent_id: UUID
+    name: str | None
     event: str
     phase: str | None
     token: int | None
     holder: str | None
     details: str | None
     at: datetime
+
+    @property
+    def id(self) -> CommitId:
+        """What names it."""
+        return CommitId(self.number, self.at_us)
 
 
 class LifecycleTable:
@@ -86,10 +98,42 @@ class LifecycleTable:
         rows = await self.db.fetch(self.db.queries["lifecycle_candidates"], after, limit)
         return [Candidate(*row) for row in rows]
 
-    async def events(self, agent_id: UUID, below: int, limit: int) -> list[EventRow]:
+    async def events(self, agent_id: UUID, below: int, limit: int) -> list[Told]:
         """The agent's events below a number, the newest first."""
         rows = await self.db.fetch(self.db.queries["lifecycle_events"], agent_id, below, limit)
-        return [EventRow(*row) for row in rows]
+        return [Told(*row) for row in rows]
+
+    async def last(self) -> CommitId:
+        """The event of the highest number that can be seen."""
+        row = await self.db.fetchrow(self.db.queries["lifecycle_last"])
+        return BEFORE_ALL if row is None else CommitId(*row)
+
+    async def last_of_all(self) -> CommitId:
+        """The same, and none below it is still to come. TransactionError: somebody inserts all the time."""
+
+        async def look(tx: Transaction) -> CommitId:
+            await self._fence(tx)
+            row = await tx.fetchrow(self.db.queries["lifecycle_last"])
+            return BEFORE_ALL if row is None else CommitId(*row)
+
+        return await transact(self.db, look, isolation=Isolation.READ_COMMITTED)
+
+    async def feed(self, after: CommitId, limit: int) -> list[Told] | None:
+        """The next events of all agents, none of which can come later than one behind it; None when `after` is no
+        longer there, or not the event that it was."""
+
+        async def look(tx: Transaction) -> list[Told]:
+            await self._fence(tx)
+            return [Told(*row) for row in await tx.fetch(self.db.queries["lifecycle_feed"], after.number, limit + 1)]
+
+        found = await transact(self.db, look, isolation=Isolation.READ_COMMITTED, deadline_ms=_FENCE_MS)
+        if after == BEFORE_ALL:
+            return found[:limit]
+        return found[1:] if found and found[0].id == after else None
+
+    async def _fence(self, tx: Transaction) -> None:
+        await tx.execute(self.db.queries["lifecycle_fence_wait"])
+        await tx.execute(self.db.queries["lifecycle_fence"])
 
     async def forget(self, age_s: int, limit: int) -> int:
         """Remove events of this age, so many at most; how many there were."""

@@ -109,6 +109,11 @@ async def pending(db: Database) -> list[Migration]:
     return [migration for migration in known() if migration.number not in applied]
 
 
+async def head(db: Database) -> int:
+    """The number of the newest migration that the database has. SetupError as `pending`."""
+    return max(await _applied(db), default=0)
+
+
 async def plan(db: Database) -> list[str]:
     """What `migrate` would do: a line for each pending migration."""
     return [f"{m.number:04} {m.name} ({m.phase}, {m.sha256[:12]})" for m in await pending(db)]

@@ -57,6 +57,17 @@ class SqlIdentity(NamedTuple):
         return f"{self.system_identifier}/{self.timeline}/{self.started_us}"
 
 
+class PoolUse(NamedTuple):
+    """How much of the pool is in use: connections lent and open, the most there may be; calls that wait for one, and
+    for how long the first of them has waited."""
+
+    used: int
+    open: int
+    most: int
+    waiting: int
+    waited_ms: int
+
+
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
     """Knows when it was opened, and is reset on the server only after a stranger's SQL ran on it: the reset
     that asyncpg sends at each release costs a round trip, and our own statements leave nothing behind."""
@@ -94,6 +105,8 @@ class Database:
         self._application_name = application_name
         self._opening = asyncio.Lock()
         self._pool: Any = None
+        self._waits: dict[int, float] = {}  # since when each call waits for a connection, in their order
+        self._wait = 0
         self._releasing: set[asyncio.Future[None]] = set()
         self._closed = False
 
@@ -157,6 +170,14 @@ class Database:
             await self.expire()
             raise UnavailableError("PostgreSQL is a standby: it cannot be written to", tier=TIER)
         return SqlIdentity(row["system_identifier"], row["timeline"], row["started_us"])
+
+    def use(self) -> PoolUse:
+        """How much of the pool is in use now; asks nobody."""
+        pool, first = self._pool, next(iter(self._waits.values()), None)
+        size = 0 if pool is None else pool.get_size()
+        waited_ms = 0 if first is None else int((time.monotonic() - first) * 1000)
+        used = 0 if pool is None else size - pool.get_idle_size()
+        return PoolUse(used, size, self.config.pool_max, len(self._waits), waited_ms)
 
     async def expire(self) -> None:
         """Replace every connection by a new one before its next use."""
@@ -248,6 +269,8 @@ class Database:
         limit_s = self.config.acquire_timeout_s
         if timeout_ms is not None:
             limit_s = min(limit_s, timeout_ms / 1000)
+        self._wait = wait = self._wait + 1
+        self._waits[wait] = time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
                 con = await pool.acquire()
@@ -263,6 +286,8 @@ class Database:
                     hint="raise sql.pool_max, or hold transactions shorter",
                 ) from error
             raise translated(error) from error
+        finally:
+            del self._waits[wait]
 
     async def _released(self, pool: Any, con: Any) -> None:
         # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error

@@ -7,7 +7,7 @@ describes it (I8).
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from cenote import limits
@@ -20,10 +20,12 @@ from cenote.sql.epochs import EpochTable
 from cenote.sql.errors import TIER, DataRefused
 from cenote.sql.garbage import GarbageTable
 from cenote.sql.pool import Database
-from cenote.sql.rows import Flushed, GcFloor, Guard, Heartbeat, Row, SqlVersion, flushed
+from cenote.sql.rows import AgentRow, Flushed, GcFloor, Guard, Heartbeat, Row, SqlVersion, flushed
 
-__all__ = ["Flushed", "Guard", "Heartbeat", "Row", "SqlVersion", "StateTable", "prefix_end"]
+__all__ = ["FORKED", "Flushed", "Guard", "Heartbeat", "Row", "SqlVersion", "StateTable", "prefix_end"]
 
+FORKED: Final = Row(UUID(int=0), "", None, None, -1, 0, 0, False, False, None)
+"""Stands for a key that SQL lacks, because the agent is a fork whose values are still to be copied."""
 _LAST_CHAR: Final = "\U0010ffff"
 _FIRST_AGENT: Final = UUID(int=0)
 _LAST_AGENT: Final = UUID(int=2**128 - 1)
@@ -64,12 +66,21 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, ConflictT
 
     async def read(self, agent_id: UUID, key: str) -> Row | None:
         """One key's row, tombstones included."""
+        row = await self.read_or_forked(agent_id, key)
+        return None if row is FORKED else row
+
+    async def read_or_forked(self, agent_id: UUID, key: str) -> Row | None:
+        """The same, or FORKED."""
         found = await self.db.fetchrow(self.db.queries["read"], agent_id, key)
-        return None if found is None else Row(*found)
+        return None if found is None else _row(found)
 
     async def read_many(self, agent_id: UUID, keys: Sequence[str]) -> list[Row]:
         """The rows of those keys that have one, in no order, tombstones included."""
-        return [Row(*row) for row in await self.db.fetch(self.db.queries["read_many"], agent_id, keys)]
+        return [row for row in await self.read_many_or_forked(agent_id, keys) if row is not FORKED]
+
+    async def read_many_or_forked(self, agent_id: UUID, keys: Sequence[str]) -> list[Row]:
+        """The same, and FORKED where the agent is a fork that is still to be copied."""
+        return [_row(row) for row in await self.db.fetch(self.db.queries["read_many"], agent_id, keys)]
 
     async def page(
         self,
@@ -96,6 +107,16 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, ConflictT
             self.db.queries["page"], agent_id, after or "", prefix, end, limit, live_only, now_us, limits.PAGE_BYTES_MAX
         )
         return [Row(*row) for row in rows]
+
+    async def keys_page(self, agent_id: UUID, after: str, prefix: str, limit: int) -> list[str]:
+        """The next keys of live rows, SQL-escaped."""
+        query = self.db.queries["keys_page"]
+        return [row[0] for row in await self.db.fetch(query, agent_id, after, prefix, prefix_end(prefix), limit)]
+
+    async def named(self, prefix: str, after: str, limit: int) -> list[AgentRow]:
+        """The next registered agents by name, SQL-escaped, that begin with `prefix`."""
+        query = self.db.queries["agents_named"]
+        return [AgentRow(*row) for row in await self.db.fetch(query, prefix, after, prefix_end(prefix), limit)]
 
     async def versions(self, pairs: Iterable[tuple[UUID, str]]) -> dict[tuple[UUID, str], SqlVersion]:
         """What SQL holds of these (agent, key) pairs, without those it does not hold."""
@@ -131,6 +152,10 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, ConflictT
     async def count_rows(self) -> int:
         """Rows of the table, tombstones included: exact while it is small, else the planner's estimate."""
         return int(await self.db.fetchval(self.db.queries["count_rows"]))
+
+
+def _row(found: Sequence[Any]) -> Row:
+    return FORKED if found[4] == FORKED.version else Row(*found)
 
 
 def prefix_end(prefix: str) -> str:

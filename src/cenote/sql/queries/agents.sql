@@ -59,6 +59,27 @@ SELECT name, agent_type, status, metadata::text AS metadata, raw, epoch, version
  ORDER BY name
  LIMIT $2
 
+-- name: agent_names
+-- why: what these are called.
+-- index: registry_pkey
+SELECT agent_id, name FROM {agents}.registry WHERE agent_id = ANY ($1::uuid[])
+
+-- name: agents_named
+-- why: a page by name, for those who look; counts only the keys of the agents on the page.
+-- index: registry_name_key, state_pkey
+SELECT r.agent_id, r.name, s.keys, s.updated_us, r.agent_type, r.status, r.deleted,
+       (extract(epoch FROM r.seen_at) * 1000000)::bigint AS seen_us, l.phase
+  FROM (SELECT * FROM {agents}.registry
+         WHERE name > $2 COLLATE "C" AND name >= $1 COLLATE "C" AND name < $3 COLLATE "C" AND NOT deleted
+         ORDER BY name LIMIT $4) AS r
+ CROSS JOIN LATERAL (
+       SELECT count(*) FILTER (WHERE NOT deleted AND (expires_at IS NULL OR expires_at > now())) AS keys,
+              (extract(epoch FROM max(updated_at)) * 1000000)::bigint AS updated_us
+         FROM {agents}.state WHERE agent_id = r.agent_id
+       ) AS s
+  LEFT JOIN {agents}.lifecycle AS l ON l.agent_id = r.agent_id
+ ORDER BY r.name
+
 -- name: agents_page
 -- why: `cenote agents`; counts only the keys of the agents on the page.
 -- index: registry_pkey, state_pkey

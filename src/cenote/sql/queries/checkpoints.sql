@@ -37,6 +37,9 @@ WITH guard AS MATERIALIZED (
    WHERE EXISTS (SELECT FROM guard) AND ($4::uuid IS NULL OR EXISTS (SELECT FROM parent))
   ON CONFLICT DO NOTHING
   RETURNING created_at
+), told AS (
+  INSERT INTO {agents}.lifecycle_events (agent_id, event, details)
+  SELECT $2, 'checkpoint', jsonb_build_object('checkpoint', $1::uuid, 'seq', $3::bigint) FROM added
 ), parts AS (
   INSERT INTO {agents}.checkpoint_parts (data_id, part, data)
   SELECT $20::uuid, $26::integer + p.n - 1, p.data
@@ -126,7 +129,7 @@ SELECT c.checkpoint_id, c.seq, p.part, substring(c.part_digests FROM p.part * 16
 
 -- name: checkpoint_surplus
 -- why: what retention has no reason to keep: not of the last $1, not the last of one of the last $2 hours or $3 days,
--- why: not marked, not needed by a restore that goes on. The newest of an agent always stays: the next one stands on it.
+-- why: not marked, not needed by a restore that goes on or by a fork. The newest of an agent always stays: the next one stands on it.
 -- why: It looks at all of them, now and then.
 -- index: none
 WITH ranked AS (
@@ -144,6 +147,7 @@ SELECT agent_id, array_agg(checkpoint_id) AS ids
        AND NOT (of_day = 1 AND cut_at > now() - $3::bigint * interval '1 day')
        AND NOT EXISTS (SELECT FROM {agents}.restores AS w
                         WHERE w.checkpoint_id = r.checkpoint_id OR w.before_id = r.checkpoint_id)
+       AND NOT EXISTS (SELECT FROM {agents}.forks AS f WHERE f.checkpoint_id = r.checkpoint_id)
      LIMIT $4
   ) AS surplus
  GROUP BY agent_id
@@ -159,7 +163,7 @@ SELECT checkpoint_id, agent_id, seq, parent_id, kv_epoch, kv_revision,
 
 -- name: checkpoint_remove
 -- why: but for what somebody stands on by now, or restores; the foreign keys say so, too.
--- index: checkpoints_pkey, checkpoints_parent, restores_checkpoint, checkpoint_parts_pkey, checkpoint_blobs_data
+-- index: checkpoints_pkey, checkpoints_parent, restores_checkpoint, forks_checkpoint, checkpoint_parts_pkey, checkpoint_blobs_data
 WITH gone AS (
   DELETE FROM {agents}.checkpoints AS c
    WHERE c.agent_id = $1 AND c.checkpoint_id = ANY($2::uuid[])
@@ -167,6 +171,7 @@ WITH gone AS (
                       WHERE d.parent_id = c.checkpoint_id AND NOT d.checkpoint_id = ANY($2::uuid[]))
      AND NOT EXISTS (SELECT FROM {agents}.restores AS w
                       WHERE w.checkpoint_id = c.checkpoint_id OR w.before_id = c.checkpoint_id)
+     AND NOT EXISTS (SELECT FROM {agents}.forks AS f WHERE f.checkpoint_id = c.checkpoint_id)
   RETURNING data_id
 ), blobs AS (
   DELETE FROM {agents}.checkpoint_blobs WHERE data_id IN (SELECT data_id FROM gone)

@@ -61,6 +61,11 @@ SELECT id, agent_id, key, epoch, version, (extract(epoch FROM kv_time) * 1000000
  ORDER BY id
  LIMIT $2
 
+-- name: count_dead_letters
+-- why: health tells of them; to know that there are very many is enough.
+-- index: dead_letters_open
+SELECT count(*) FROM (SELECT 1 FROM {agents}.dead_letters WHERE resolved_at IS NULL LIMIT $1) AS open
+
 -- name: dead_letter
 -- why: one of them, before it is tried again.
 -- index: dead_letters_pkey

@@ -29,14 +29,16 @@ UPDATE {agents}.state AS s SET deleted = true, value = NULL, raw = NULL, updated
 
 -- name: tombstones
 -- why: a page of all tombstones in key order; ripe are those that SQL has had for $1 seconds, that the flusher is past
--- why: ($2, $3), and of whose version no dead letter is open.
--- index: state_tombstones
+-- why: ($2, $3), of whose version no dead letter is open, and whose agent is no fork that is still to be copied: there it
+-- why: keeps the copy away.
+-- index: state_tombstones, forks_pkey
 SELECT r.name, s.agent_id, s.key, s.epoch, s.version,
        s.updated_at < clock_timestamp() - $1::double precision * interval '1 second'
        AND (s.epoch, s.version) <= ($2::bigint, $3::bigint)
        AND NOT EXISTS (SELECT FROM {agents}.dead_letters AS l
                         WHERE l.resolved_at IS NULL AND l.agent_id = s.agent_id AND l.key = s.key
-                          AND (l.epoch, l.version) = (s.epoch, s.version)) AS ripe
+                          AND (l.epoch, l.version) = (s.epoch, s.version))
+       AND NOT EXISTS (SELECT FROM {agents}.forks AS f WHERE f.agent_id = s.agent_id) AS ripe
   FROM {agents}.state AS s
   LEFT JOIN {agents}.registry AS r ON r.agent_id = s.agent_id
  WHERE s.deleted AND (s.agent_id, s.key) > ($4, $5::text COLLATE "C")

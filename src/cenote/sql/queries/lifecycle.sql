@@ -83,15 +83,48 @@ SELECT r.agent_id, r.name, coalesce(l.phase, 'active') AS phase, coalesce(l.toke
 -- name: lifecycle_events
 -- why: what was done with an agent, the newest first.
 -- index: lifecycle_events_agent
-SELECT number, event, phase, token, holder, details::text AS details, at
+SELECT number, (extract(epoch FROM at) * 1000000)::bigint AS at_us, agent_id, NULL AS name, event, phase, token, holder,
+       details::text AS details, at
   FROM {agents}.lifecycle_events
  WHERE agent_id = $1 AND number < $2
  ORDER BY number DESC
  LIMIT $3
 
+-- name: lifecycle_last
+-- why: whether anything has happened, asked again and again by who follows the events.
+-- index: lifecycle_events_pkey
+SELECT number, (extract(epoch FROM at) * 1000000)::bigint AS at_us
+  FROM {agents}.lifecycle_events ORDER BY number DESC LIMIT 1
+
+-- name: lifecycle_fence
+-- why: numbers are given before the commit. Whoever holds this lock knows that none below the last one is still to come:
+-- why: those who insert hold theirs until they are done. Its wait is short, for others would queue up behind it.
+-- index: none
+LOCK TABLE {agents}.lifecycle_events IN SHARE MODE
+
+-- name: lifecycle_fence_wait
+-- why: see there.
+-- index: none
+SET LOCAL lock_timeout = 250
+
+-- name: lifecycle_feed
+-- why: a page of the events behind $1, under the fence. It begins with the event that was shown last: if that one is gone,
+-- why: or stands there with another time, it was removed for its age, or the database has gone back.
+-- index: lifecycle_events_pkey, lifecycle_pkey, registry_pkey
+SELECT e.number, (extract(epoch FROM e.at) * 1000000)::bigint AS at_us, e.agent_id, coalesce(l.name, r.name) AS name,
+       e.event, e.phase, e.token, e.holder, e.details::text AS details, e.at
+  FROM {agents}.lifecycle_events AS e
+  LEFT JOIN {agents}.lifecycle AS l ON l.agent_id = e.agent_id
+  LEFT JOIN {agents}.registry AS r ON r.agent_id = e.agent_id
+ WHERE e.number >= $1
+ ORDER BY e.number
+ LIMIT $2
+
 -- name: lifecycle_forget
--- why: events are kept for a while only; the first ones are the oldest.
+-- why: events are kept for a while only; the first ones are the oldest. The last one stays, for who has followed them all
+-- why: stands on it.
 -- index: lifecycle_events_pkey
 DELETE FROM {agents}.lifecycle_events
  WHERE number IN (SELECT number FROM {agents}.lifecycle_events ORDER BY number LIMIT $2)
    AND at < clock_timestamp() - $1::bigint * interval '1 second'
+   AND number < (SELECT max(number) FROM {agents}.lifecycle_events)

@@ -61,22 +61,28 @@ SELECT (SELECT count(*) FROM applied) AS applied,
   FROM guard
 
 -- name: read
--- why: a key that KV no longer holds.
--- index: state_pkey
-SELECT agent_id, key, value::text AS value, raw, version, epoch,
+-- why: a key that KV no longer holds. Where SQL does not have it either, a mark says that the agent is a fork whose values
+-- why: are still to be copied; a key that is there costs no look for that.
+-- index: state_pkey, forks_pkey
+(SELECT agent_id, key, value::text AS value, raw, version, epoch,
        (extract(epoch FROM kv_time) * 1000000)::bigint AS kv_time_us, deleted, quarantined,
        (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us
   FROM {agents}.state
- WHERE agent_id = $1 AND key = $2
+ WHERE agent_id = $1 AND key = $2)
+UNION ALL
+SELECT agent_id, NULL, NULL, NULL, -1, 0, 0, NULL, NULL, NULL FROM {agents}.forks WHERE agent_id = $1
+LIMIT 1
 
 -- name: read_many
--- why: get_many's keys that KV no longer holds.
--- index: state_pkey
+-- why: get_many's keys that KV no longer holds, and the mark of a fork as above.
+-- index: state_pkey, forks_pkey
 SELECT agent_id, key, value::text AS value, raw, version, epoch,
        (extract(epoch FROM kv_time) * 1000000)::bigint AS kv_time_us, deleted, quarantined,
        (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us
   FROM {agents}.state
  WHERE agent_id = $1 AND key = ANY ($2::text[])
+UNION ALL
+SELECT agent_id, NULL, NULL, NULL, -1, 0, 0, NULL, NULL, NULL FROM {agents}.forks WHERE agent_id = $1
 
 -- name: page
 -- why: listing and hydration, a page at a time. A prefix is a range, for the key's collation is "C"; $4 is above
@@ -105,6 +111,14 @@ SELECT agent_id, key, value::text AS value, raw, version, epoch,
   ) AS sized
  WHERE place = 1 OR bytes <= $8
  ORDER BY key
+
+-- name: keys_page
+-- why: the keys of an agent in their order, for those who look; tombstones stay away.
+-- index: state_pkey
+SELECT key FROM {agents}.state
+ WHERE agent_id = $1 AND key > $2 AND key >= $3 AND key < $4 AND NOT deleted
+ ORDER BY key
+ LIMIT $5
 
 -- name: versions
 -- why: which of these writes are durable: receipts and flush() ask about many keys at once (rule 1).

@@ -1,0 +1,114 @@
+"""Names and values of metrics. Base units, as Prometheus wants them: seconds, bytes, shares of one."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from cenote.errors import CenoteError
+
+
+class _Store(Protocol):
+    """What is asked of a store."""
+
+    async def stats(self) -> Any:
+        """See `Store.stats`."""
+
+    async def health(self) -> Any:
+        """See `Store.health`."""
+
+
+class _Name(NamedTuple):
+    """A metric: what it is called, what it says, the field of `Stats` it comes from, and what that is multiplied by."""
+
+    name: str
+    help: str
+    field: str
+    by: float = 1.0
+
+
+GAUGES: Final = (
+    _Name("cenote_kv_entries", "Entries in NATS, tombstones and copies included.", "kv_entries"),
+    _Name("cenote_kv_bytes", "Bytes of the stream.", "kv_bytes"),
+    _Name("cenote_kv_fill_ratio", "Share of kv.bytes_max that is in use.", "kv_fill"),
+    _Name("cenote_sql_rows", "Rows of agents.state, an estimate when they are many.", "sql_rows"),
+    _Name("cenote_dirty_keys", "Entries that no flusher has acknowledged yet.", "dirty_entries"),
+    _Name("cenote_oldest_dirty_age_seconds", "Age of the oldest write that SQL may lack.", "oldest_dirty_ms", 1e-3),
+    _Name("cenote_flush_rate", "Rows that reached PostgreSQL per second, over 10 s.", "flush_rate"),
+    _Name("cenote_flush_batch_size", "Rows of a commit, over a minute.", "batch_mean"),
+    _Name("cenote_flush_duration_seconds", "Mean duration of a flush.", "avg_flush_ms", 1e-3),
+    _Name("cenote_epoch", "The newest epoch of the stream.", "epoch"),
+)  # fmt: skip
+COUNTERS: Final = (
+    _Name("cenote_consistency_violations", "Writes that took longer than flush.window_ms.", "violations"),
+    _Name("cenote_flushed_rows", "Rows that flushers have committed.", "flushed"),
+    _Name("cenote_flush_commits", "Commits of flushers.", "commits"),
+    _Name("cenote_evicted", "Entries that left NATS because PostgreSQL has them.", "evicted"),
+    _Name("cenote_expired_rows", "Rows whose time was over.", "expired"),
+    _Name("cenote_collected_rows", "Tombstones that left PostgreSQL.", "collected"),
+    _Name("cenote_dead_letters", "Writes that PostgreSQL refused.", "quarantined"),
+    _Name("cenote_hydrations", "Copies that this process put back into NATS.", "hydrated"),
+    _Name("cenote_writes", "Writes of this process.", "writes"),
+    _Name("cenote_sql_commits_lost", "Commits that PostgreSQL had and lost by going back in time.", "sql_commits_lost"),
+)
+LAG: Final = "cenote_consistency_lag_seconds"
+HITS: Final = "cenote_cache_requests"
+CONFLICTS: Final = "cenote_conflicts"
+HEALTH: Final = "cenote_health"
+_VERDICTS: Final = {"healthy": 0, "degraded": 1, "unhealthy": 2}
+
+
+async def exposition(store: _Store) -> tuple[bytes, str]:
+    """The store's metrics as Prometheus reads them, and their content type. A store that cannot be asked has its health
+    only."""
+    health = await store.health()
+    families = [_of_health(health)]
+    with suppress(CenoteError):  # what is wrong stands in the health
+        families += _of_stats(await store.stats())
+    registry = CollectorRegistry()
+    registry.register(_Once(families))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Once:
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """What was counted at this moment."""
+        yield from self._families
+
+
+def _of_stats(stats: Any) -> Iterator[Metric]:
+    for one in GAUGES:
+        value = getattr(stats, one.field)
+        if value is not None:
+            yield GaugeMetricFamily(one.name, one.help, value=value * one.by)
+    for one in COUNTERS:
+        yield CounterMetricFamily(one.name, one.help, value=getattr(stats, one.field))
+    lag = GaugeMetricFamily(LAG, "From NATS's ack to PostgreSQL's commit.", labels=["window", "quantile"])
+    for name, window in stats.windows.items():
+        for quantile, value in (("0.5", window.p50), ("0.95", window.p95), ("0.99", window.p99)):
+            if value is not None:
+                lag.add_metric([name, quantile], value / 1000)
+    yield lag
+    hits = CounterMetricFamily(HITS, "Reads of this process by the tier that answered.", labels=["tier"])
+    for tier, count in stats.hits.items():
+        hits.add_metric([tier], count)
+    yield hits
+    conflicts = CounterMetricFamily(CONFLICTS, "Meetings of two writes.", labels=["strategy", "outcome"])
+    for strategy, outcomes in stats.conflicts.items():
+        for outcome, count in outcomes.items():
+            conflicts.add_metric([strategy, outcome], count)
+    yield conflicts
+
+
+def _of_health(health: Any) -> Metric:
+    family = GaugeMetricFamily(HEALTH, "0 healthy, 1 degraded, 2 unhealthy.", labels=["check"])
+    family.add_metric(["all"], _VERDICTS[health.verdict.value])
+    for check in health.checks:
+        family.add_metric([check.name], _VERDICTS[check.verdict.value])
+    return family

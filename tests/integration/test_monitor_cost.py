@@ -1,0 +1,109 @@
+"""What it costs to be watched: CPU time of a put and of a flushed row, and memory in the number of agents and keys."""
+
+import gc
+import statistics
+import time
+import tracemalloc
+
+import pytest
+
+import cenote
+from cenote import limits
+from cenote.engine.batch import Batch
+from cenote.engine.hand import Hand
+from cenote.store import Store
+from cenote.testing import TestServers
+
+SHARE_MAX = 0.03
+ROUNDS = 20
+KEYS = 1_500
+TRIES = 4  # a machine that does something else meanwhile shows nothing
+
+
+def unwatched(patch: pytest.MonkeyPatch) -> None:
+    """The flusher tells nobody how late it is."""
+
+    def tell(self: Hand, batch: Batch, delivered: int, took_ms: float) -> None:
+        core = self._core
+        core.durability.committed(batch.rows)
+        if batch.rows:
+            self._board.committed_ms = core.link.server_now_ms()
+            core.counts.commits += 1
+            core.counts.flush_ms += took_ms
+            core.counts.flushed += len(batch.rows)
+        core.counts.delivered += delivered
+
+    patch.setattr(Hand, "_tell", tell)
+    patch.setattr(Hand, "fill_board", lambda self: self._board.count(self._core.counts))
+
+
+@pytest.mark.campaign  # a measurement by hand, on a quiet machine: pytest -s -m campaign tests/integration
+async def test_watching_costs_little_of_a_put_and_of_a_flushed_row(
+    cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of rounds in turns, watched and not, in one process that writes and flushes; the watched one is also asked
+    once a round, as a scrape would."""
+    async with cenote.open(**cenote_servers.fresh(flush__drain_ms=0)) as store:
+        await store.flush(20)
+        shares = []
+        for _ in range(TRIES):
+            pairs = [await pair(store, monkeypatch, turn) for turn in range(ROUNDS)]
+            shares.append(statistics.median(watched / plain for watched, plain in pairs) - 1)
+            row_us = statistics.median(plain for _, plain in pairs) * 1e6 / KEYS
+            print(f"of {row_us:.1f} µs for a put and its row: {shares[-1]:+.2%}")
+            if shares[-1] <= SHARE_MAX:
+                return
+        pytest.fail(f"watching costs {shares}")
+
+
+async def pair(store: Store, patch: pytest.MonkeyPatch, turn: int) -> tuple[float, float]:
+    """CPU seconds of a round that is watched and of one that is not; which comes first takes turns."""
+    spent = {}
+    for watch in (True, False) if turn % 2 else (False, True):
+        with patch.context() as within:
+            if not watch:
+                unwatched(within)
+            spent[watch] = await cpu_s(store, asked=watch)
+    return spent[True], spent[False]
+
+
+async def cpu_s(store: Store, *, asked: bool) -> float:
+    gc.collect()
+    began = time.process_time()
+    await store.agent("ant").put_many({f"k{number}": number for number in range(KEYS)})
+    await store.flush(30)
+    if asked:
+        await store.stats()
+    return time.process_time() - began
+
+
+@pytest.mark.judge
+@pytest.mark.alone
+async def test_what_a_look_holds_does_not_grow_with_agents_and_keys(
+    cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SCAN_PAGE_KEYS", 200)
+    monkeypatch.setattr(limits, "DIRTY_PAGE_ENTRIES", 100)
+    peaks = []
+    async with cenote.open(**cenote_servers.fresh(flush__enabled=False, flush__drain_ms=0)) as store:
+        for agents in (200, 2_000):
+            for number in range(agents):
+                await store.agent(f"a{number}").put_many({"one": 1, "two": 2})
+            peaks.append(await peak_bytes(store))
+        assert (await store.stats()).dirty_entries == 4_000
+    print(f"bytes at the peak: {peaks}")
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+async def peak_bytes(store: Store) -> int:
+    """The most that one look at everything allocates."""
+    await store.lagging()  # what is kept for good is made at first use
+    gc.collect()
+    tracemalloc.start()
+    try:
+        await store.stats()
+        await store.lagging()
+        await store.dirty(limit=10)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
