@@ -193,6 +193,7 @@ assert EMBEDDED_PORT_MIN < EMBEDDED_PORT_MAX < 32_768
 DASHBOARD_DEPTH: Final = 20  # how deep a value is shown
 REPAIR_PAGE_KEYS: Final = 500  # entries that a repair compares at a time
 REPAIR_PAGE_BYTES: Final = 4 * MIB  # their values, as KV holds them
+REPAIR_LATE_EVERY_S: Final = 60  # whose writes were late is compared so often at most
 REPAIR_SILENT_S: Final = 10  # a repair of which nothing was heard for so long is gone on with by the next
 REPAIR_KEPT_S: Final = 86_400  # repairs that found nothing are listed for so long
 REPAIR_FINDINGS_KEPT_S: Final = 30 * 86_400  # those that found something

@@ -12,17 +12,19 @@ import pytest
 
 import cenote
 from cenote import agent as agents
-from cenote import blocking, storage, typed
+from cenote import blocking, storage, store_repair, typed
 from cenote import store as stores
 from cenote.blocking import agents as blocking_registry
 from cenote.blocking import answers as blocking_answers
 from cenote.blocking import health as blocking_health
 from cenote.blocking import knowledge as blocking_knowledge
 from cenote.blocking import messages as blocking_messages
+from cenote.blocking import repairs as blocking_repairs
 from cenote.blocking import sessions as blocking_sessions
 from cenote.blocking import storage as blocking_storage
 from cenote.blocking import tasks as blocking_tasks
 from cenote.blocking import transactions as blocking_transactions
+from cenote.engine import letters
 from cenote.health import face
 from cenote.repositories import agents as registry
 from cenote.repositories import cached, knowledge, messages, sessions, tasks, tasks_work
@@ -43,6 +45,8 @@ PAIRS = [
     (sessions.Sessions, blocking_sessions.Sessions),
     (cached.Answers, blocking_answers.Answers),
     (storage.DataStorage, blocking_storage.DataStorage),
+    (letters.DeadLetters, blocking_repairs.DeadLetters),
+    (store_repair.StoreRepair, blocking_repairs.StoreRepair),
 ]
 
 

@@ -73,15 +73,16 @@ def test_a_large_payload_in_small_pieces_takes_linear_time() -> None:
         stream = wire(OURS, b"s", b"", b"", b"x" * size)
         frames: list[Frame] = []
         lane_parser = parser(frames)
-        start = time.perf_counter()
+        start = time.process_time()
         for at in range(0, len(stream), 512):
             lane_parser.feed(stream[at : at + 512])
         assert len(frames[0][3]) == size
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(1 << 20)
     # Sixteen times the bytes: 16 times the time, or 256 times if each piece copied what came before.
-    assert seconds(1 << 24) < 80 * max(seconds(1 << 20), 0.0005)
+    large, small = (min(seconds(size) for _ in range(3)) for size in (1 << 24, 1 << 20))
+    assert large < 80 * max(small, 0.0005)
 
 
 def test_a_failing_handler_does_not_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:

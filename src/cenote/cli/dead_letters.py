@@ -6,11 +6,11 @@ import typer
 
 from cenote.cli.help import Group
 from cenote.cli.options import Common, command
-from cenote.cli.output import print_json, print_table
+from cenote.cli.output import print_json, print_table, printable
 
 if TYPE_CHECKING:
     from cenote.config import Config
-    from cenote.sql.rows import DeadLetter
+    from cenote.engine.letters import DeadLetter
 
 app = typer.Typer(
     cls=Group, help="Writes that PostgreSQL refused: they are served as they were, and wait for a decision."
@@ -23,18 +23,18 @@ Id = Annotated[int, typer.Argument(metavar="ID", help="As `dead-letters list` pr
 def listed(common: Common) -> int:
     """List what waits for a decision; exit code 1 when something does."""
     from cenote.cli.reach import wait
-    from cenote.model.entry import Version, from_us
-    from cenote.model.key import from_sql_key
+    from cenote.model.key import agent_ref
 
     found: list[dict[str, Any]] = [
         {
             "id": letter.id,
-            "agent_id": str(letter.agent_id),
-            "key": from_sql_key(letter.key),
-            "version": str(Version(letter.epoch, letter.version)),
-            "bytes": len(letter.raw),
+            "agent_id": str(agent_ref(letter.agent).id),
+            "agent": printable(letter.agent),
+            "key": printable(letter.key),
+            "version": str(letter.version),
+            "bytes": letter.size,
             "reason": letter.reason,
-            "created_at": from_us(letter.created_us).isoformat(timespec="seconds"),
+            "created_at": letter.created_at.isoformat(timespec="seconds"),
         }
         for letter in wait(_letters(common.load(flush__enabled=False)))
     ]
@@ -42,7 +42,8 @@ def listed(common: Common) -> int:
         print_json(found)
     elif found:
         print_table(
-            ["ID", "AGENT", "KEY", "VERSION", "BYTES", "REASON", "CREATED AT"], [list(one.values()) for one in found]
+            ["ID", "AGENT ID", "AGENT", "KEY", "VERSION", "BYTES", "REASON", "CREATED AT"],
+            [list(one.values()) for one in found],
         )
     else:
         print("no dead letters")
@@ -77,40 +78,27 @@ def discard(common: Common, letter: Id) -> int:
 
 async def _letters(config: "Config") -> list["DeadLetter"]:
     from cenote.cli.reach import sql_only
-    from cenote.limits import LIST_PAGE_KEYS
+    from cenote.engine.letters import DeadLetters
+    from cenote.model.page import PAGE_COUNT_MAX
 
     found: list[DeadLetter] = []
     async with sql_only(config) as table:
-        while page := await table.dead_letters(found[-1].id if found else 0, LIST_PAGE_KEYS):
+        while page := await DeadLetters(table).list(found[-1].id if found else 0, PAGE_COUNT_MAX):
             found += page
     return found
 
 
 async def _retry(config: "Config", letter_id: int) -> bool:
     from cenote.cli.reach import sql_only
-    from cenote.errors import CenoteError, RejectedError
-    from cenote.model import value
+    from cenote.engine.letters import DeadLetters
 
     async with sql_only(config) as table:
-        letter = await table.dead_letter(letter_id)
-        if letter is None:
-            raise _unknown(letter_id)
-        text, raw = value.json_text(*value.from_sql(None, letter.raw))
-        try:
-            return await table.retry_dead_letter(letter_id, text, raw)
-        except RejectedError as error:
-            raise CenoteError(f"refused again: {error}", hint=f"cenote dead-letters discard {letter_id}") from error
+        return await DeadLetters(table).retry(letter_id)
 
 
 async def _discard(config: "Config", letter_id: int) -> None:
     from cenote.cli.reach import sql_only
+    from cenote.engine.letters import DeadLetters
 
     async with sql_only(config) as table:
-        if not await table.discard_dead_letter(letter_id):
-            raise _unknown(letter_id)
-
-
-def _unknown(letter_id: int) -> Exception:
-    from cenote.errors import NotFoundError
-
-    return NotFoundError(f"no dead letter {letter_id} waits", hint="see: cenote dead-letters list")
+        await DeadLetters(table).discard(letter_id)

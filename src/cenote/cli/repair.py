@@ -10,7 +10,7 @@ from cenote.cli.output import note, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from cenote.config import Config
-    from cenote.engine.repair import Repaired
+    from cenote.engine.repair_account import Repaired
 
 app = typer.Typer()
 

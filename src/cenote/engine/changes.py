@@ -128,7 +128,7 @@ class Changes:
 
     async def _entry(self, place: _Place, name: str | None, row: Row | None) -> Entry | None:
         agent_id, row_key = place
-        agent = str(agent_id) if name is None else keys.from_sql_key(name)
+        agent = keys.agent_named(agent_id, name).text
         stored = entries.ABSENT if row is None else entries.from_row(row)  # a tombstone may be collected by now
         expired = not stored.deleted and self._core.gone(stored)
         try:

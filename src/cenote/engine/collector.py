@@ -166,7 +166,7 @@ class Collector:
         """Where KV would hold a row; None while the name behind an id is not registered yet."""
         if name is None and agent_id.version == 8:
             return None
-        agent = keys.agent_ref(str(agent_id) if name is None else keys.from_sql_key(name))
+        agent = keys.agent_named(agent_id, name)
         return self._core.target(agent, keys.from_sql_key(key))
 
     async def _in_kv(self, targets: list[Target]) -> dict[str, Message]:

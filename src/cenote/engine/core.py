@@ -27,6 +27,7 @@ from cenote.engine.epoch import DURABLE_KEY, FORMAT_KEY, MENDED_KEY, Epochs
 from cenote.engine.forks import Forks
 from cenote.engine.fullness import Begun, Fullness
 from cenote.engine.incarnation import durable_prefix, incarnation, mended_mark
+from cenote.engine.late import Late
 from cenote.engine.replicas import Replicas
 from cenote.errors import CenoteError, OutcomeUnknownError, SetupError, UnavailableError
 from cenote.kv.bucket import StreamInfo
@@ -119,6 +120,7 @@ class Core:
         self.incarnation = ""
         self.durability = Durability(self.table, lambda: self.epochs.newest)
         self.counts = Counts()
+        self.late = Late()
         self.epochs = Epochs("", "", (0,), (0,))
         self.own_sequence = 0
         self.durable_name: str | None = None

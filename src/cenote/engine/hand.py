@@ -333,7 +333,8 @@ class Hand:
         if batch.rows:
             # A new durable delivers everything that is live once more; what SQL has had already has no lag.
             fresh = [row for row in batch.rows if row.version > self.tenure.seen_before]
-            self._lag.record([now_ms - row.kv_time_us / 1000 for row in fresh])
+            if self._lag.record([now_ms - row.kv_time_us / 1000 for row in fresh]):
+                core.late.note(fresh)
             board.committed_ms = now_ms
             core.counts.commits += 1
             core.counts.flush_ms += took_ms

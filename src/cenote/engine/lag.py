@@ -60,22 +60,24 @@ class LagWindow:
         self.violations = 0
         """Writes that took longer than the consistency window, since the start of this process."""
 
-    def record(self, lags_ms: Sequence[float]) -> None:
-        """Add the lags of one committed batch."""
+    def record(self, lags_ms: Sequence[float]) -> bool:
+        """Add the lags of one committed batch; whether any of them is a violation."""
         now = int(time.monotonic())
         buckets = self._seconds.get(now)
         if buckets is None:
             buckets = self._begin(now)
         if not lags_ms:
-            return
+            return False
         for lag in lags_ms:
             buckets[bisect_left(_BOUNDS, lag)] += 1
         buckets[_COMMITS] += 1
-        if max(lags_ms) > self._limit_ms:
-            late = sum(lag > self._limit_ms for lag in lags_ms)
-            self.violations += late
-            buckets[_LATE] += late
-            self._late_at = time.monotonic()
+        if max(lags_ms) <= self._limit_ms:
+            return False
+        late = sum(lag > self._limit_ms for lag in lags_ms)
+        self.violations += late
+        buckets[_LATE] += late
+        self._late_at = time.monotonic()
+        return True
 
     def percentiles(self, *shares: float) -> list[float | None]:
         """The upper bound of the bucket that holds each share (0.95 → p95); None when nothing was committed."""

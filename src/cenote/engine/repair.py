@@ -7,13 +7,10 @@ has come, and is gone on with by whoever repairs next when its process dies.
 """
 
 import asyncio
-import json
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 from uuid import UUID
 
@@ -24,8 +21,9 @@ from cenote.engine.core import Core
 from cenote.engine.differences import SIDE_BY_SIDE, Comparison, Difference, Item, Kind, item_of
 from cenote.engine.fence import looker, pass_fence
 from cenote.engine.hydrator import Hydrator
+from cenote.engine.repair_account import Account, Place, Repaired, listed, place_of
 from cenote.engine.waiting import until_mended
-from cenote.errors import UnavailableError
+from cenote.errors import CenoteError, UnavailableError
 from cenote.kv.deadline import patient
 from cenote.kv.message import Message
 from cenote.model import key as keys
@@ -38,66 +36,7 @@ from cenote.sql.rows import Flushed, GcFloor, Guard, Heartbeat, Row
 
 log = logging.getLogger("cenote.engine")
 
-_SAMPLES: Final = 100
 _INTO_SQL: Final = frozenset({Kind.SQL_MISSING, Kind.SQL_OLDER, Kind.TOMBSTONE})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One difference. `mended` is false in a dry run, and where it cannot be mended."""
-
-    kind: str
-    agent: str
-    key: str
-    mended: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repaired:
-    """What a repair has done.
-
-    Attributes:
-        id: its own.
-        reason: "asked", "violation" or "background".
-        dry_run: nothing was mended.
-        scanned: entries that were compared.
-        found, mended: how many differences, by kind.
-        findings: the first hundred of them.
-        begun_at, ended_at: PostgreSQL's time; no end: it goes on, or was interrupted.
-    """
-
-    id: UUID
-    reason: str
-    dry_run: bool
-    scanned: int
-    found: dict[str, int]
-    mended: dict[str, int]
-    findings: tuple[Finding, ...] = ()
-    begun_at: datetime | None = None
-    ended_at: datetime | None = None
-
-    @property
-    def left(self) -> dict[str, int]:
-        """What is not mended, by kind."""
-        left = {kind: count - self.mended.get(kind, 0) for kind, count in self.found.items()}
-        return {kind: count for kind, count in left.items() if count}
-
-
-@dataclass
-class _Run:
-    id: UUID
-    after: int
-    scanned: int
-    found: Counter[str]
-    mended: Counter[str]
-    findings: list[Finding] = field(default_factory=list)
-
-    def note(self, one: Difference, *, mended: bool) -> None:
-        self.found[one.kind.value] += 1
-        self.mended[one.kind.value] += mended
-        if len(self.findings) < _SAMPLES:
-            target = one.item.target
-            self.findings.append(Finding(kind=one.kind.value, agent=target.agent.text, key=target.key, mended=mended))
 
 
 class Repair:
@@ -126,40 +65,47 @@ class Repair:
         """
         core = self._core
         await until_mended(core, core.config.kv.deadline_ms)
-        names = None if agents is None else [agent.text for agent in agents]
+        names = None if agents is None else [keys.sql_key(agent.text) for agent in agents]
         guard = Guard(core.epochs.newest, core.incarnation)
         begun = await self.table.begin(uuid7(), reason, dry_run, names, guard, limits.REPAIR_SILENT_S)
-        samples = [Finding(**one) for one in json.loads(begun.samples)]
-        found, mended = Counter(json.loads(begun.found)), Counter(json.loads(begun.mended))
-        run = _Run(begun.repair_id, begun.after, begun.scanned, found, mended, samples)
+        run = Account(begun, reason, dry_run)
         filters = [core.stream.prefix + ">"] if agents is None else [core.agent_filter(agent) for agent in agents]
-        for subjects in filters:
-            async for page in self._pages(subjects, run.after if agents is None else 0):
-                began_s = time.monotonic()
-                await self._page(run, page, dry_run=dry_run)
-                await self._tell(run, ended=False)
-                if progress is not None:
-                    progress(_result(run, reason, dry_run))
-                if entries_per_s is not None:
-                    await asyncio.sleep(max(0.0, len(page) / entries_per_s - (time.monotonic() - began_s)))
-        if agents is None:
-            await self._references(run)
-        await self._tell(run, ended=True)
-        if run.found:
-            log.warning("repair: %s differed, %s mended", dict(run.found), dict(run.mended))
-        return _result(run, reason, dry_run)
+        async with self._known(run):
+            for subjects in filters:
+                async for page in self._pages(subjects, run.after if agents is None else 0):
+                    began_s = time.monotonic()
+                    await self._page(run, page)
+                    if progress is not None:
+                        progress(run.told())
+                    if entries_per_s is not None:
+                        await asyncio.sleep(max(0.0, len(page) / entries_per_s - (time.monotonic() - began_s)))
+            if agents is None:
+                await self._references(run)
+            await run.keep(self.table, ended=True)
+        done = run.told()
+        if done.found:
+            log.warning("repair: %s differed, %s mended", done.found, done.mended)
+        return done
 
     async def newest(self, limit: int) -> list[Repaired]:
         """The newest repairs."""
-        return [
-            Repaired(
-                id=row.repair_id, reason=row.reason, dry_run=row.dry_run, scanned=row.scanned,
-                found=json.loads(row.found), mended=json.loads(row.mended),
-                findings=tuple(Finding(**one) for one in json.loads(row.samples)), begun_at=row.begun_at,
-                ended_at=row.ended_at,
-            )
-            for row in await self.table.newest(limit)
-        ]  # fmt: skip
+        return listed(await self.table.newest(limit))
+
+    @asynccontextmanager
+    async def _known(self, run: Account) -> AsyncIterator[None]:
+        """Nobody takes it for left, however long a page takes or waits."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(limits.REPAIR_SILENT_S / 4)
+                with suppress(CenoteError):  # progress finds out
+                    await self.table.renew(run.begun.repair_id, run.begun.holder)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
 
     # --- pages ------------------------------------------------------------------------------------------------
 
@@ -177,26 +123,39 @@ class Repair:
         if page:
             yield page
 
-    async def _page(self, run: _Run, page: list[Message], *, dry_run: bool) -> None:
+    async def _page(self, run: Account, page: list[Message]) -> None:
+        """Compare a page and mend it; again from its beginning when an answer was lost."""
         core = self._core
         backoff = Backoff(patient(core.config.retry), core.config.kv.deadline_ms)
         while True:
             try:
+                left: set[Place] = set()
                 generation, floor = core.link.generation, await self._floor()
                 for items in _portions(core, [one for one in page if one.sequence <= floor]):
                     differ = await self._comparison.differences(items)
-                    if points.armed and differ:
-                        await points.hit("repair.found")
-                    mended = set() if dry_run else await self._mend_all(differ, generation)
-                    for one in differ:
-                        run.note(one, mended=one.item.target.subject in mended)
+                    left |= await self._mend_portion(run, differ, generation)
                 break
             except UnavailableError as error:
                 await backoff.pause(error)
+        run.settle(left)
         run.scanned += len(page)
         run.after = page[-1].sequence
+        await run.keep(self.table)
+        if points.armed:
+            await points.hit("repair.page")
 
-    async def _references(self, run: _Run) -> None:
+    async def _mend_portion(self, run: Account, differ: Sequence[Difference], generation: int) -> set[Place]:
+        """What of these differs still."""
+        if run.found(differ):
+            await run.keep(self.table)
+        if points.armed and differ:
+            await points.hit("repair.found")
+        mended = set() if run.dry_run else await self._mend_all(differ, generation)
+        if points.armed and mended:
+            await points.hit("repair.mended")
+        return {place_of(one) for one in differ if one.item.target.subject not in mended}
+
+    async def _references(self, run: Account) -> None:
         """Large values that are missing, of rows of which KV holds nothing: KV's own references were looked at."""
         core, after = self._core, (UUID(int=0), "")
         while rows := await self.table.references(after, limits.REPAIR_PAGE_KEYS):
@@ -206,11 +165,12 @@ class Repair:
             gone = [row for blob, row in wanted.items() if blob not in there]
             names = await core.table.names([row.agent_id for row in gone]) if gone else {}
             for row in gone:
-                name = names.get(row.agent_id)
-                agent = keys.agent_ref(str(row.agent_id) if name is None else keys.from_sql_key(name))
+                agent = keys.agent_named(row.agent_id, names.get(row.agent_id))
                 target = core.target(agent, keys.from_sql_key(row.key))
                 if await core.leader_message(target) is None:
-                    run.note(Difference(Kind.BLOB_MISSING, Item(target, None, None, None)), mended=False)
+                    missing = Difference(Kind.BLOB_MISSING, Item(target, None, None, None))
+                    run.found([missing])
+                    run.settle({place_of(missing)})
 
     async def _floor(self) -> int:
         """Up to where entries are settled."""
@@ -223,14 +183,6 @@ class Repair:
                 hint="let a process flush: cenote serve",
             )
         return consumer.floor
-
-    async def _tell(self, run: _Run, *, ended: bool) -> None:
-        samples = json.dumps([asdict(one) for one in run.findings])
-        await self.table.progress(
-            run.id, run.after, run.scanned, json.dumps(run.found), json.dumps(run.mended), samples, ended=ended
-        )
-        if points.armed:
-            await points.hit("repair.page")
 
     # --- mending ----------------------------------------------------------------------------------------------
 
@@ -327,12 +279,22 @@ class RepairUpkeep:
         self._repair = repair
         self._settings = core.config.repair
         self.every_s = self._settings.every_s
+        self.late_every_s = limits.REPAIR_LATE_EVERY_S
 
     async def tend(self) -> None:
         """Compare everything, slowly."""
         if self._settings.enabled:
             await self._repair.run(reason="background", entries_per_s=self._settings.entries_per_s)
             await self._repair.table.forget(limits.REPAIR_KEPT_S, limits.REPAIR_FINDINGS_KEPT_S)
+
+    async def look_at_late(self) -> None:
+        """Compare those whose writes were late since the last time."""
+        late = self._core.late.take()
+        if not late or not self._settings.enabled:
+            return
+        names = await self._core.table.names(late)
+        agents = [keys.agent_named(one, names.get(one)) for one in late]
+        await self._repair.run(agents=agents, reason="violation", entries_per_s=self._settings.entries_per_s)
 
 
 def _portions(core: Core, page: Sequence[Message]) -> Iterator[list[Item]]:
@@ -356,16 +318,3 @@ def _demand_held(overtaken: list[Row] | None) -> list[Row]:
     if overtaken is None:
         raise UnavailableError("the epoch or the server start is another one: the repair begins anew")
     return overtaken
-
-
-def _result(run: _Run, reason: str, dry_run: bool) -> Repaired:
-    mended = {kind: count for kind, count in run.mended.items() if count}
-    return Repaired(
-        id=run.id,
-        reason=reason,
-        dry_run=dry_run,
-        scanned=run.scanned,
-        found=dict(run.found),
-        mended=mended,
-        findings=tuple(run.findings),
-    )

@@ -202,7 +202,7 @@ class Watch:
         await core.rows.copied(agent_id)
         async for name, row in core.table.newer_than(after.epoch, after.revision, agent_id, limits.LIST_PAGE_KEYS):
             # Every id that is a hash has a registered name; one that is not registered yet is still in KV.
-            ref = self._agent or keys.agent_ref(str(row.agent_id) if name is None else keys.from_sql_key(name))
+            ref = self._agent or keys.agent_named(row.agent_id, name)
             key = keys.from_sql_key(row.key)
             if self._ref(ref.token) is None or keys.subject(base, ref, key) in seen:
                 continue

@@ -56,6 +56,11 @@ def agent_ref(agent_id: str | UUID) -> AgentRef:
     return AgentRef(text, token, _own_id(text) or _hashed_id(text))
 
 
+def agent_named(agent_id: UUID, name: str | None) -> AgentRef:
+    """The agent of a row, and its name there (`from_sql_key`'s spelling), if it is registered."""
+    return agent_ref(str(agent_id) if name is None else from_sql_key(name))
+
+
 def encode_key(key: str) -> str:
     """The key's subject tokens; RejectedError unless it is 1 to 512 characters and not too long encoded."""
     text = _checked(key, "key", limits.KEY_CHARS_MAX)

@@ -38,6 +38,7 @@ def chores(machines: Machines) -> list[Chore]:
         Chore("operations", 3600, forget_operations),
         Chore("messages", upkeep.every_s, upkeep.tend),
         Chore("repair", repair.every_s, repair.tend),
+        Chore("late", repair.late_every_s, repair.look_at_late),
         Chore("restores", RESTORES_S, machines.restorer.tend),
         Chore("vector-index", VECTORS_S, IndexUpkeep(machines.core).tend),
         Chore("tasks", TASKS_S, TasksUpkeep(machines.core).tend),

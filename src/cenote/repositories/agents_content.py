@@ -104,7 +104,7 @@ class ContentSearch:
 def _hit(name: str | None, row: Row) -> StateHit:
     stored = entries.from_row(row)
     return StateHit(
-        agent=str(row.agent_id) if name is None else keys.from_sql_key(name), key=keys.from_sql_key(row.key),
+        agent=keys.agent_named(row.agent_id, name).text, key=keys.from_sql_key(row.key),
         value=values.decode(stored.codec, stored.body), version=stored.version, written_at=from_us(stored.written_us),
     )  # fmt: skip
 

@@ -20,29 +20,29 @@ class Compared(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A repair at its beginning, or as it was left. `found`, `mended` and `samples` are JSON."""
+    """A repair at its beginning, or as it was left, and whose it is now. `found`, `mended`, `samples` and `open` are
+    JSON."""
 
     repair_id: UUID
+    holder: UUID
     after: int
     scanned: int
     found: str
     mended: str
     samples: str
+    open: str
 
 
-class RepairRow(NamedTuple):
-    """A repair as it stands there."""
+class Progress(NamedTuple):
+    """How far a repair has come; texts are JSON."""
 
-    repair_id: UUID
-    reason: str
-    dry_run: bool
-    agents: list[str] | None
+    after: int
     scanned: int
     found: str
     mended: str
     samples: str
-    begun_at: datetime
-    ended_at: datetime | None
+    open: str
+    ended: bool
 
 
 class Reference(NamedTuple):
@@ -71,7 +71,7 @@ class RepairTable:
     async def rewrite(self, row: Row, guard: Guard) -> bool:
         """Give a row the content of the write whose version it has; false when it is another one by now."""
         place = (row.agent_id, row.key, row.epoch, row.version, row.value, row.raw, row.deleted, row.expires_us)
-        return await self._db.fetchval(self._db.queries["repair_rewrite"], *guard, *place) is not None
+        return bool(await self._db.fetchval(self._db.queries["repair_rewrite"], *guard, *place))
 
     async def blobs(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of these large values that are there."""
@@ -82,25 +82,28 @@ class RepairTable:
         return [Reference(*row) for row in await self._db.fetch(self._db.queries["repair_references"], *after, limit)]
 
     async def begin(
-        self, repair_id: UUID, reason: str, dry_run: bool, agents: list[str] | None, guard: Guard, silent_s: float
+        self, run_id: UUID, reason: str, dry_run: bool, agents: list[str] | None, guard: Guard, silent_s: float
     ) -> Begun:
-        """Begin a repair, or go on with one like it that somebody left."""
+        """Begin a repair, or go on with one like it that somebody left; it is held under `run_id` either way."""
         row = await self._db.fetchrow(
-            self._db.queries["repair_begin"], repair_id, reason, dry_run, agents, *guard, silent_s
+            self._db.queries["repair_begin"], run_id, reason, dry_run, agents, *guard, silent_s
         )
         assert row is not None
         return Begun(*row)
 
-    async def progress(
-        self, repair_id: UUID, after: int, scanned: int, found: str, mended: str, samples: str, *, ended: bool
-    ) -> None:
-        """How far it has come."""
-        query = self._db.queries["repair_progress"]
-        await self._db.execute(query, repair_id, after, scanned, found, mended, samples, ended)
+    async def progress(self, repair_id: UUID, holder: UUID, figures: Progress) -> bool:
+        """How far it has come; False: it is another's by now."""
+        told = await self._db.execute(self._db.queries["repair_progress"], repair_id, holder, *figures)
+        return told == "UPDATE 1"
 
-    async def newest(self, limit: int) -> list[RepairRow]:
-        """The newest ones."""
-        return [RepairRow(*row) for row in await self._db.fetch(self._db.queries["repair_list"], limit)]
+    async def renew(self, repair_id: UUID, holder: UUID) -> None:
+        """It goes on."""
+        await self._db.execute(self._db.queries["repair_renew"], repair_id, holder)
+
+    async def newest(self, limit: int) -> list[tuple[Begun, str, bool, datetime, datetime | None]]:
+        """The newest ones: as they stand, reason, dry run, begun and ended at."""
+        rows = await self._db.fetch(self._db.queries["repair_list"], limit)
+        return [(Begun(*row[:8]), *row[8:]) for row in rows]
 
     async def forget(self, age_s: float, telling_age_s: float) -> None:
         """Remove old ones; those that found something stay for longer."""

@@ -12,16 +12,27 @@ SELECT u.n, s.epoch, s.version, s.quarantined,
   JOIN {agents}.state AS s ON s.agent_id = u.a AND s.key = u.k
 
 -- name: repair_rewrite
--- why: a row that has the version of a write, and not its content. The epoch's row as for a flush (F-inc).
--- index: epochs_pkey, state_pkey
+-- why: a row that has the version of a write, and not its content. The epoch's row as for a flush (F-inc). What SQL shows
+-- why: changes by it, so it is a commit of the feed like a flush, and takes its number as last lock of all.
+-- index: epochs_pkey, state_pkey, flush_head_pkey, flush_log_pkey
 WITH guard AS MATERIALIZED (
   SELECT FROM {agents}.epochs WHERE epoch = $1 AND incarnation = $2 FOR SHARE
+), mended AS (
+  UPDATE {agents}.state AS s
+     SET value = $7::text::jsonb, raw = $8, deleted = $9, quarantined = false,
+         expires_at = timestamptz 'epoch' + $10::bigint * interval '1 microsecond', updated_at = now()
+   WHERE EXISTS (SELECT FROM guard) AND s.agent_id = $3 AND s.key = $4 AND (s.epoch, s.version) = ($5, $6)
+  RETURNING s.agent_id, s.key
+), head AS (
+  INSERT INTO {agents}.flush_head AS h (one, number, committed_at)
+  SELECT true, 1, clock_timestamp() WHERE EXISTS (SELECT FROM mended)
+  ON CONFLICT (one) DO UPDATE SET number = h.number + 1, committed_at = clock_timestamp()
+  RETURNING number, committed_at
+), logged AS (
+  INSERT INTO {agents}.flush_log (number, committed_at, agent_ids, keys)
+  SELECT number, committed_at, ARRAY[agent_id], ARRAY[key] FROM head, mended
 )
-UPDATE {agents}.state AS s
-   SET value = $7::text::jsonb, raw = $8, deleted = $9, quarantined = false,
-       expires_at = timestamptz 'epoch' + $10::bigint * interval '1 microsecond', updated_at = now()
- WHERE EXISTS (SELECT FROM guard) AND s.agent_id = $3 AND s.key = $4 AND (s.epoch, s.version) = ($5, $6)
-RETURNING 1
+SELECT EXISTS (SELECT FROM mended)
 
 -- name: repair_blobs
 -- why: which of these large values are there.
@@ -40,7 +51,7 @@ SELECT agent_id, key, epoch, version, raw
 
 -- name: repair_begin
 -- why: what is begun here, or was begun and left: whose life of the stream is this one, and of which nothing was heard for
--- why: $7 seconds.
+-- why: $7 seconds. It is this process's from now on, whoever held it.
 -- index: repairs_pkey
 WITH left_over AS (
   SELECT repair_id FROM {agents}.repairs
@@ -50,29 +61,36 @@ WITH left_over AS (
    LIMIT 1
      FOR UPDATE SKIP LOCKED
 ), goes_on AS (
-  UPDATE {agents}.repairs AS r SET renewed_at = clock_timestamp() FROM left_over AS l WHERE r.repair_id = l.repair_id
-  RETURNING r.repair_id, r.after, r.scanned, r.found, r.mended, r.samples
+  UPDATE {agents}.repairs AS r SET renewed_at = clock_timestamp(), holder = $1
+    FROM left_over AS l WHERE r.repair_id = l.repair_id
+  RETURNING r.repair_id, r.holder, r.after, r.scanned, r.found, r.mended, r.samples, r.open
 ), begun AS (
-  INSERT INTO {agents}.repairs (repair_id, reason, dry_run, agents, epoch, incarnation)
-  SELECT $1, $2, $3, $4, $5, $6 WHERE NOT EXISTS (SELECT FROM left_over)
-  RETURNING repair_id, after, scanned, found, mended, samples
+  INSERT INTO {agents}.repairs (repair_id, holder, reason, dry_run, agents, epoch, incarnation)
+  SELECT $1, $1, $2, $3, $4, $5, $6 WHERE NOT EXISTS (SELECT FROM left_over)
+  RETURNING repair_id, holder, after, scanned, found, mended, samples, open
 )
-SELECT repair_id, after, scanned, found::text, mended::text, samples::text
+SELECT repair_id, holder, after, scanned, found::text, mended::text, samples::text, open::text
   FROM (TABLE goes_on UNION ALL TABLE begun) AS r
 
 -- name: repair_progress
--- why: how far it has come, and whether it is done.
+-- why: how far it has come, and whether it is done; nothing from whom it was taken.
 -- index: repairs_pkey
 UPDATE {agents}.repairs
-   SET after = $2, scanned = $3, found = $4::text::jsonb, mended = $5::text::jsonb, samples = $6::text::jsonb,
-       renewed_at = clock_timestamp(), ended_at = CASE WHEN $7::boolean THEN clock_timestamp() END
- WHERE repair_id = $1
+   SET after = $3, scanned = $4, found = $5::text::jsonb, mended = $6::text::jsonb, samples = $7::text::json,
+       open = $8::text::json, renewed_at = clock_timestamp(),
+       ended_at = CASE WHEN $9::boolean THEN clock_timestamp() END
+ WHERE repair_id = $1 AND holder = $2
+
+-- name: repair_renew
+-- why: it goes on, however long a page takes.
+-- index: repairs_pkey
+UPDATE {agents}.repairs SET renewed_at = clock_timestamp() WHERE repair_id = $1 AND holder = $2
 
 -- name: repair_list
 -- why: the newest ones.
 -- index: none
-SELECT repair_id, reason, dry_run, agents, scanned, found::text AS found, mended::text AS mended,
-       samples::text AS samples, begun_at, ended_at
+SELECT repair_id, holder, after, scanned, found::text AS found, mended::text AS mended, samples::text AS samples,
+       open::text AS open, reason, dry_run, begun_at, ended_at
   FROM {agents}.repairs
  ORDER BY begun_at DESC
  LIMIT $1
