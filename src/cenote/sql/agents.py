@@ -103,3 +103,13 @@ class AgentTable:
         """The next registered agents by id; `after` is the last id of the page before, None begins."""
         rows = await self.db.fetch(self.db.queries["agents_page"], after or UUID(int=0), limit)
         return [AgentRow(*row) for row in rows]
+
+    async def agents_of(self, ids: Sequence[UUID]) -> dict[UUID, AgentRow]:
+        """The registered ones of these, by id."""
+        return {row[0]: AgentRow(*row) for row in await self.db.fetch(self.db.queries["agents_of"], list(ids))}
+
+    async def last_written(self, commits: int, before: tuple[int, UUID], limit: int) -> list[tuple[UUID, int]]:
+        """Who was flushed last within so many of the newest commits, the last first: agents with the number of their
+        last commit, below the place of a page before. They need not be registered."""
+        rows = await self.db.fetch(self.db.queries["last_written"], commits, *before, limit)
+        return [(row[0], row[1]) for row in rows]

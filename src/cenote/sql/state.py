@@ -113,10 +113,11 @@ class StateTable(EpochTable, DeadLetterTable, AgentTable, ChangeTable, ConflictT
         query = self.db.queries["keys_page"]
         return [row[0] for row in await self.db.fetch(query, agent_id, after, prefix, prefix_end(prefix), limit)]
 
-    async def named(self, prefix: str, after: str, limit: int) -> list[AgentRow]:
-        """The next registered agents by name, SQL-escaped, that begin with `prefix`."""
+    async def named(self, prefix: str, after: str, limit: int, phase: str | None = None) -> list[AgentRow]:
+        """The next registered agents by name, SQL-escaped, that begin with `prefix`; `phase`: only those of which this
+        one was noted last, "active" where none was."""
         query = self.db.queries["agents_named"]
-        return [AgentRow(*row) for row in await self.db.fetch(query, prefix, after, prefix_end(prefix), limit)]
+        return [AgentRow(*row) for row in await self.db.fetch(query, prefix, after, prefix_end(prefix), limit, phase)]
 
     async def versions(self, pairs: Iterable[tuple[UUID, str]]) -> dict[tuple[UUID, str], SqlVersion]:
         """What SQL holds of these (agent, key) pairs, without those it does not hold."""

@@ -65,12 +65,15 @@ SELECT name, agent_type, status, metadata::text AS metadata, raw, epoch, version
 SELECT agent_id, name FROM {agents}.registry WHERE agent_id = ANY ($1::uuid[])
 
 -- name: agents_named
--- why: a page by name, for those who look; counts only the keys of the agents on the page.
--- index: registry_name_key, state_pkey
+-- why: a page by name, for those who look; counts only the keys of the agents on the page. $5: only those of which this
+-- why: phase was noted last; of most nothing was ever noted, and they count as active.
+-- index: registry_name_key, state_pkey, lifecycle_pkey
 SELECT r.agent_id, r.name, s.keys, s.updated_us, r.agent_type, r.status, r.deleted,
        (extract(epoch FROM r.seen_at) * 1000000)::bigint AS seen_us, l.phase
-  FROM (SELECT * FROM {agents}.registry
+  FROM (SELECT * FROM {agents}.registry AS g
          WHERE name > $2 COLLATE "C" AND name >= $1 COLLATE "C" AND name < $3 COLLATE "C" AND NOT deleted
+           AND ($5::text IS NULL
+                OR $5 = coalesce((SELECT n.phase FROM {agents}.lifecycle AS n WHERE n.agent_id = g.agent_id), 'active'))
          ORDER BY name LIMIT $4) AS r
  CROSS JOIN LATERAL (
        SELECT count(*) FILTER (WHERE NOT deleted AND (expires_at IS NULL OR expires_at > now())) AS keys,
@@ -79,6 +82,33 @@ SELECT r.agent_id, r.name, s.keys, s.updated_us, r.agent_type, r.status, r.delet
        ) AS s
   LEFT JOIN {agents}.lifecycle AS l ON l.agent_id = r.agent_id
  ORDER BY r.name
+
+-- name: agents_of
+-- why: the same of agents that somebody has chosen, in no order.
+-- index: registry_pkey, state_pkey, lifecycle_pkey
+SELECT r.agent_id, r.name, s.keys, s.updated_us, r.agent_type, r.status, r.deleted,
+       (extract(epoch FROM r.seen_at) * 1000000)::bigint AS seen_us, l.phase
+  FROM {agents}.registry AS r
+ CROSS JOIN LATERAL (
+       SELECT count(*) FILTER (WHERE NOT deleted AND (expires_at IS NULL OR expires_at > now())) AS keys,
+              (extract(epoch FROM max(updated_at)) * 1000000)::bigint AS updated_us
+         FROM {agents}.state WHERE agent_id = r.agent_id
+       ) AS s
+  LEFT JOIN {agents}.lifecycle AS l ON l.agent_id = r.agent_id
+ WHERE r.agent_id = ANY ($1::uuid[]) AND NOT r.deleted
+
+-- name: last_written
+-- why: who was flushed last, the last first, below the place ($2, $3). Nothing sorts the state by time: the log of the
+-- why: commits does, of which the newest $1 are read.
+-- index: flush_head_pkey, flush_log_pkey
+SELECT a, max(number) AS number
+  FROM (SELECT number, unnest(agent_ids) AS a
+          FROM {agents}.flush_log
+         WHERE number > (SELECT h.number FROM {agents}.flush_head AS h WHERE h.one) - $1::bigint) AS u
+ GROUP BY a
+HAVING (max(number), a) < ($2::bigint, $3::uuid)
+ ORDER BY number DESC, a DESC
+ LIMIT $4
 
 -- name: agents_page
 -- why: `cenote agents`; counts only the keys of the agents on the page.
