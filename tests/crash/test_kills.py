@@ -68,6 +68,7 @@ async def test_s01_one_of_two_dies_and_the_other_goes_on(cenote_servers: TestSer
     print(await campaign.judge(cenote_servers, case))
 
 
+@pytest.mark.judge
 async def test_s07_a_frozen_process_comes_back_too_late(cenote_servers: TestServers, tmp_path: Path) -> None:
     """The active flusher stands still with a batch in hand; another takes over, everything is written again; then it
     wakes up and goes on as if nothing had happened."""

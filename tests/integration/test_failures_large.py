@@ -26,6 +26,7 @@ async def test_compressed_values_that_are_large_texts_do_not_hold_up_their_neigh
         assert (await store.stats()).quarantined == 0
 
 
+@pytest.mark.judge
 async def test_what_the_flusher_holds_is_bounded_by_bytes(
     cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +50,7 @@ async def test_what_the_flusher_holds_is_bounded_by_bytes(
         assert sum(held) >= 160 * 300_000
 
 
+@pytest.mark.judge
 async def test_the_flusher_outlives_an_error_of_its_own(
     cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -86,7 +86,7 @@ async def test_s03_i11_nothing_leaves_kv_while_postgresql_is_away(cenote_servers
             demand(await agent.get("k1") == 1, "I1: a write was lost at its eviction")
 
 
-@pytest.mark.parametrize("how", ["cut", "held"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("held", marks=pytest.mark.judge)])
 @pytest.mark.alone
 async def test_postgresql_away_is_told_in_time_and_kv_goes_on(how: str, cenote_servers: TestServers) -> None:
     """Refused connections, and connections that stay open and answer nothing."""
@@ -213,6 +213,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 @pytest.mark.alone
+@pytest.mark.judge
 async def test_s03_i15_ten_seconds_without_postgresql_under_load(cenote_servers: TestServers) -> None:
     """PostgreSQL frozen, `state.ttl_s=2`, sixteen tasks writing 6,400 keys as fast as they can: nothing is lost, the
     writer stays small, the backlog drains by itself."""
@@ -278,6 +279,7 @@ async def test_a_frozen_nats_is_told_in_time_and_l1_goes_on(cenote_servers: Test
         assert not (await agent.entry("k")).stale
 
 
+@pytest.mark.judge
 async def test_i12_a_lost_answer_has_at_most_one_effect(cenote_servers: TestServers) -> None:
     """The publish arrives, its answer does not: the leader is asked, nothing is sent twice."""
     async with FaultProxy(port(cenote_servers, "nats")) as proxy:

@@ -100,6 +100,7 @@ async def test_no_more_than_the_credit_is_ever_held(stream: StateStream) -> None
     await puller.stop()
 
 
+@pytest.mark.judge
 async def test_progress_keeps_a_message_and_nak_brings_it_back(stream: StateStream) -> None:
     link = stream.link
     await ensure_consumer(link, stream.name, "flush", batch=100)
@@ -121,6 +122,7 @@ async def test_progress_keeps_a_message_and_nak_brings_it_back(stream: StateStre
     await puller.stop()
 
 
+@pytest.mark.judge
 async def test_a_restart_brings_back_what_was_not_acked(stream: StateStream, server: KvServer) -> None:
     link = stream.link
     await ensure_consumer(link, stream.name, "flush", batch=100)

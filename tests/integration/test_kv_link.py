@@ -167,6 +167,7 @@ async def test_kill_and_restart_in_the_middle_of_thousands(link: Link, server: K
 
 
 @pytest.mark.alone
+@pytest.mark.judge
 async def test_a_frozen_server_is_noticed_and_found_again(link: Link, server: KvServer) -> None:
     echo(link)
     server.freeze()

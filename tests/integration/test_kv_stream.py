@@ -164,6 +164,7 @@ async def test_listing_large_entries(stream: StateStream) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.judge
 async def test_listing_loses_no_key_that_is_overwritten_meanwhile(stream: StateStream) -> None:
     keys = 10_500
     await asyncio.gather(*(put(stream, f"a.{n}", b"0") for n in range(keys)))

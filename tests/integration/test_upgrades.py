@@ -210,6 +210,7 @@ async def test_an_old_process_leaves_settings_of_a_newer_one_alone(cenote_server
         assert after["created"] == before["created"]
 
 
+@pytest.mark.judge
 async def test_a_schema_of_the_next_version_under_a_running_process(
     cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ KEYS, BATCHES, ROUNDS = 10_000, 4, 3
 
 
 @pytest.mark.alone
+@pytest.mark.judge
 async def test_wal_per_hot_row_through_the_whole_flow(cenote_store: Store) -> None:
     """Updates of random keys, 200 bytes a value, heartbeats and everything else that the flush writes included."""
     connection = await bare_postgres(cenote_store)
