@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cenote.dashboard.differing import differences
 from cenote.dashboard.pages import PAGE
-from cenote.dashboard.parts import NATS, POSTGRESQL, first, part
+from cenote.dashboard.parts import LOOK_S, NATS, POSTGRESQL, first, part
 from cenote.dashboard.showing import decoded, moment, shown, when
 from cenote.engine.sighting import Sighting, in_kv, in_memory, in_sql
 from cenote.errors import NotFoundError, UnavailableError
@@ -33,7 +33,7 @@ class AgentPages:
         ref = agent._agent
         rows, dirty, phase, registered, checkpoints, events = await asyncio.gather(
             part(self._core.table.keys_page(ref.id, keys.sql_key(after), keys.sql_key(prefix), limit + 1), POSTGRESQL),
-            part(store.dirty(name, 1_000), NATS), part(agent.phase(), f"{NATS} and {POSTGRESQL}"),
+            part(store.dirty(name, 1_000), NATS, LOOK_S), part(agent.phase(), f"{NATS} and {POSTGRESQL}"),
             part(self._core.table.registered(ref.id), POSTGRESQL), self._checkpoints(agent), self._events(agent),
         )  # fmt: skip
         held = [keys.from_sql_key(row) for row in rows["value"] or []]

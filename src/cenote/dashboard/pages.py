@@ -5,13 +5,12 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from cenote import config as configs
-from cenote.dashboard.parts import NATS, POSTGRESQL, part
+from cenote.dashboard.parts import LOOK_S, NATS, POSTGRESQL, part
 from cenote.dashboard.showing import cut, secret, shown, when
 from cenote.engine.conflict_log import Conflict
 from cenote.store import Store
 
 PAGE: Final = 50
-_HEALTH_S: Final = 4.0  # it waits for each server by itself, and then says which one is away
 
 
 class Pages:
@@ -24,8 +23,8 @@ class Pages:
         """Lag against the window, what waits, health, and who lags most."""
         store = self._store
         stats, health, lagging = await asyncio.gather(
-            part(store.stats(), NATS, _HEALTH_S), part(store.health(), "health", _HEALTH_S),
-            part(store.lagging(8), NATS),
+            part(store.stats(), NATS, LOOK_S), part(store.health(), "health", LOOK_S),
+            part(store.lagging(8), NATS, LOOK_S),
         )  # fmt: skip
         if stats["value"] is not None:
             stats["value"] = asdict(stats["value"])

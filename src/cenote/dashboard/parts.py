@@ -9,6 +9,7 @@ from cenote.errors import CenoteError, NotFoundError, RejectedError
 NATS: Final = "NATS"
 POSTGRESQL: Final = "PostgreSQL"
 PART_S: Final = 2.0
+LOOK_S: Final = 4.0  # for what waits three seconds for a server by itself, and then says which one is away
 
 _left: set[asyncio.Future[Any]] = set()
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from cenote import limits
-from cenote.dashboard.parts import NATS, POSTGRESQL, first, part
+from cenote.dashboard.parts import LOOK_S, NATS, POSTGRESQL, first, part
 from cenote.dashboard.showing import moment
 from cenote.engine.unflushed import AgentLag
 from cenote.errors import NotFoundError
@@ -61,7 +61,7 @@ class Swarm:
         }  # fmt: skip
 
     async def _lagging(self) -> dict[str, Any]:
-        late = await part(self._store.lagging(limits.DIRTY_COUNT_MAX), NATS)
+        late = await part(self._store.lagging(limits.DIRTY_COUNT_MAX), NATS, LOOK_S)
         return late | {"by_name": {one.agent: one for one in late["value"] or []}}
 
     async def _by_name(self, prefix: str, phase: str, after: str, limit: int, lagging: _Late) -> dict[str, Any]:
