@@ -365,7 +365,8 @@ class AgentState(AgentPast):
     async def _entry(self, key: str, stored: Stored, tier: Tier, into: type | None) -> Entry:
         if stored.codec == entries.BLOB:
             stored = await self._core.blobs.resolve(stored)
-        stale = tier is Tier.MEMORY_CACHE and not self._core.coherence
+        core = self._core
+        stale = (tier is Tier.MEMORY_CACHE and not core.coherence) or (tier is Tier.RELATIONAL_DB and core.link.out)
         return Entry.of(stored, agent=self._agent.text, key=key, tier=tier, stale=stale, into=into)
 
 

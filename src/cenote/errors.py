@@ -83,10 +83,16 @@ class UnresolvedError(ConflictError):
 
 
 class UnavailableError(CenoteError):
-    """A server cannot be reached or does not answer; nothing was written."""
+    """A server cannot be reached or does not answer; nothing was written.
+
+    Attributes:
+        lasting: it has been away for longer than `kv.outage_after_ms` or `sql.outage_after_ms`, so the call was refused
+            at once. It is tried all the time whether the server is back.
+    """
 
     retryable = True
     code = "CONNECTION_FAILED"
+    lasting = False
 
 
 class PoolTimeoutError(UnavailableError):

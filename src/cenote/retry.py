@@ -3,7 +3,8 @@
 The wait before attempt n is drawn evenly from 0 … min(cap, base · 2ⁿ): waiters that failed together do not
 come back together. A wait that would end after the deadline is not begun: the last error is raised instead,
 with `.attempts` and `.elapsed_ms`. The arithmetic is pure; `Backoff` adds the clock, the dice and the
-sleep.
+sleep. A server that has been away for a while is not waited for: `Circuit` says so (a circuit breaker, whose half-open
+tries are one task's and no caller's).
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from cenote.errors import CenoteError
+from cenote.errors import CenoteError, UnavailableError
 
 _dice = random.Random()  # its own: a program that seeds the global one must get what it expects
 
@@ -76,9 +77,46 @@ class Backoff:
         return wait_ms if wait_ms < self.left_ms else None
 
     async def pause(self, error: CenoteError, policy: Policy | None = None) -> None:
-        """Wait before the next attempt, or raise `error` because there is no time for one."""
+        """Wait before the next attempt, or raise `error`: there is no time for one, or the server is out."""
         wait_ms = self.next_wait_ms(policy)
-        if wait_ms is None:
+        if wait_ms is None or (isinstance(error, UnavailableError) and error.lasting):
             error.attempts, error.elapsed_ms = self.attempts, self.elapsed_ms
             raise error
         await asyncio.sleep(wait_ms / 1000)
+
+
+class Circuit:
+    """Whether a server is out: all that was asked of it has failed for `after_ms`. It is closed while one call
+    succeeds now and then, and open from then on until one does."""
+
+    __slots__ = ("_after_s", "_clock", "_since")
+
+    def __init__(self, after_ms: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._after_s = after_ms / 1000
+        self._clock = clock
+        self._since: float | None = None
+
+    def failed(self) -> None:
+        """A call has failed for want of the server."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def answered(self) -> None:
+        """It has answered."""
+        self._since = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether nothing has succeeded since the last failure."""
+        return self._since is not None
+
+    @property
+    def out(self) -> bool:
+        """Whether calls are refused."""
+        return self._since is not None and self._clock() - self._since >= self._after_s
+
+    @property
+    def words(self) -> str:
+        """For how long it has been away."""
+        away_s = 0.0 if self._since is None else self._clock() - self._since
+        return f"has not answered for {away_s:.0f} s"

@@ -71,6 +71,13 @@ class KvConfig(_Section):
     bytes_max: Bytes = Field(default=1024 * limits.MIB, description="size of the state bucket")
     request_timeout_ms: Milliseconds = Field(default=5000, description="one attempt")
     deadline_ms: Milliseconds = Field(default=15_000, description="a call with all its attempts")
+    outage_after_ms: Milliseconds = Field(
+        default=5000, description="away for so long, calls are refused at once instead of after their deadline"
+    )
+    reads_when_down: Literal["refuse", "sql"] = Field(
+        default="refuse",
+        description="what a read gets then that memory cannot answer; `sql`: what was flushed, as stale",
+    )
     fast_lane: bool = Field(default=True, description="read replies past nats-py's per-message objects")
 
     @model_validator(mode="after")
@@ -90,6 +97,9 @@ class SqlConfig(_Section):
     )
     pool_max: Annotated[int, Field(ge=1, le=1000)] = Field(default=10, description="most connections")
     acquire_timeout_s: Seconds = Field(default=30, description="longest wait for a free connection")
+    outage_after_ms: Milliseconds = Field(
+        default=5000, description="away for so long, calls are refused at once instead of after their deadline"
+    )
     idle_timeout_s: Seconds = Field(default=600, description="an idle connection is closed after this")
     max_lifetime_s: Seconds = Field(default=7200, description="a connection is replaced after this")
     migrate: Literal["auto", "check"] | None = Field(

@@ -28,7 +28,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert {name: value for name, value in values.items() if value is not None} == {
         "namespace": "default",
         "kv.replicas": 1, "kv.sync_interval_ms": 200, "kv.bytes_max": 2**30, "kv.request_timeout_ms": 5000,
-        "kv.deadline_ms": 15000, "kv.fast_lane": True,
+        "kv.deadline_ms": 15000, "kv.outage_after_ms": 5000, "kv.reads_when_down": "refuse",
+        "sql.outage_after_ms": 5000,
+        "kv.fast_lane": True,
         "sql.pool_min": 2, "sql.pool_max": 10, "sql.acquire_timeout_s": 30, "sql.idle_timeout_s": 600,
         "sql.max_lifetime_s": 7200, "sql.search_index": "off",
         "state.ttl_s": 1800, "state.resolver": "lww", "state.resolvers": "{}",

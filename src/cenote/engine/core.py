@@ -177,15 +177,17 @@ class Core:
         await self.durability.close()
 
     def admit(self, size: int = 0, *, deleting: bool) -> None:
-        """Refuse a write before anything is sent, when the store is closed or there is no room (I15)."""
+        """Refuse a write before anything is sent, when the store is closed, NATS is out or there is no room (I15)."""
         if self._closed:
             raise _closed()
+        self.link.demand()
         self.fullness.admit(size, deleting=deleting)
 
     def admit_all(self, sizes: Sequence[int]) -> None:
         """The same for writes that are taken all or none."""
         if self._closed:
             raise _closed()
+        self.link.demand()
         self.fullness.admit_all(sizes)
 
     # --- names ----------------------------------------------------------------------------------------------
@@ -323,6 +325,8 @@ class Core:
 
     async def probe_once(self) -> None:
         """One look at the stream: epoch, backlog, fill, and whether the feed has shown everything."""
+        if self.link.out:
+            await self.link.knock(limits.SILENCE_MS_MAX // 1000)
         generation, begun = self.link.generation, self.fullness.begin()
         try:
             async with asyncio.timeout(limits.SILENCE_MS_MAX / 1000):

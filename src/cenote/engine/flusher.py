@@ -9,7 +9,7 @@ from cenote.engine.lag import LagWindow
 from cenote.engine.lease import Board, Lease
 from cenote.engine.seconds import Seconds
 from cenote.engine.shift import Shift
-from cenote.errors import CenoteError
+from cenote.errors import CenoteError, UnavailableError
 
 log = logging.getLogger("cenote.engine")
 
@@ -51,9 +51,10 @@ class Flusher:
                     told = ""
                     await self._work()
             except (CenoteError, TimeoutError) as error:
-                if str(error) != told:
+                said = "out" if isinstance(error, UnavailableError) and error.lasting else str(error)
+                if said != told:
                     log.warning("flushing pauses: %s", error)
-                    told = str(error)
+                    told = said
             except Exception:
                 log.exception("flushing met an error of its own and begins anew")
             await self._lease.pause()

@@ -63,7 +63,8 @@ class Reader:
         """The state of one key and the tier that answered; None when no tier holds it or it is gone.
 
         Raises:
-            UnavailableError: neither L1 nor KV (or, for what KV does not hold, SQL) answered within the deadline.
+            UnavailableError: neither L1 nor KV (or, for what KV does not hold, SQL) answered within the deadline, or
+                at once while the server is out.
         """
         # The first reader of a key does the work inline; only when a second one comes is there a future to share. A
         # flight is joined only while nothing has happened to the key since it began: else it may bring an older state
@@ -101,6 +102,8 @@ class Reader:
                 with reading():
                     return await self._attempt(target, backoff, timeout_ms)
             except UnavailableError as error:
+                if self._from_sql_alone:
+                    return await self._flushed(target)
                 await backoff.pause(error)
             timeout_ms = core.attempt_ms(backoff)
 
@@ -125,6 +128,17 @@ class Reader:
                 await self._hydrator.offer(target.wire, found[0], t0_ms=t0_ms, over=over, generation=generation)
         core.counts.hit(found)
         return found
+
+    @property
+    def _from_sql_alone(self) -> bool:
+        """Whether NATS is out, and reads are to be answered by what was flushed (`kv.reads_when_down`)."""
+        return self._core.link.out and self._core.config.kv.reads_when_down == "sql"
+
+    async def _flushed(self, target: Target) -> Found | None:
+        """What SQL holds, newer writes notwithstanding: neither L1 nor KV learns of it."""
+        row = await self._core.rows.read(target.agent.id, target.row_key)
+        found = None if row is None else (entries.from_row(row), Tier.RELATIONAL_DB)
+        return None if found is None or self._core.gone(found[0]) else found
 
     async def _judge(self, target: Target, message: Message | None, backoff: Backoff) -> tuple[Found | None, int]:
         """What a KV answer means; asks SQL where KV does not hold the key. Also: the sequence a copy would replace."""
@@ -193,6 +207,9 @@ class Reader:
             except TimeoutError as error:
                 raise UnavailableError("the keys could not be read in time") from error
             except UnavailableError as error:
+                if self._from_sql_alone:
+                    found = await asyncio.gather(*(self._flushed(target) for target in targets))
+                    return {one.key: pair for one, pair in zip(targets, found, strict=True) if pair is not None}, 0
                 await backoff.pause(error)
 
     async def _load_many(self, targets: list[Target]) -> tuple[dict[str, Found], int]:

@@ -47,6 +47,8 @@ async def until_mended(core: Core, left_ms: float) -> None:
                 try:
                     await _ask(core, volunteering=time.monotonic() > volunteering_at)
                 except (UnavailableError, OutcomeUnknownError) as error:
+                    if core.link.out or (isinstance(error, UnavailableError) and error.lasting):
+                        raise
                     log.debug("cannot learn whether KV was compared with SQL: %s", error)
                 if core.mended != core.link.generation:
                     await asyncio.sleep(_ASK_S)

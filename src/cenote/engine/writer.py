@@ -272,7 +272,7 @@ class Writer:
                 break
             except (UnavailableError, AnswerLost) as error:
                 try:
-                    await backoff.pause(UnavailableError(str(error)))
+                    await backoff.pause(error if isinstance(error, UnavailableError) else UnavailableError(str(error)))
                 except UnavailableError:
                     raise _unknown(target) from (cause or error)
         if found is None or found.op != operation:

@@ -21,14 +21,15 @@ from nats.errors import Error, UnexpectedEOF
 
 from cenote import limits
 from cenote.config import KvConfig
-from cenote.errors import CenoteError, RejectedError, SetupError, UnavailableError
+from cenote.errors import CenoteError, SetupError, UnavailableError
 from cenote.kv.clock import ServerClock, parse_time_us
 from cenote.kv.dial import CONNECT_TIMEOUT_S, Connection, dial, hang_up, plain, servers, tls_context
 from cenote.kv.errors import NotSent, js_error
+from cenote.kv.frame import frame
 from cenote.kv.lane import Handler
 from cenote.kv.mux import Multiplexer, Reply
+from cenote.retry import Circuit
 
-_BLANK, _NEWLINE = b" \n"  # as ints: one memchr each, a fifth of the time of a one-byte text
 _INBOX_SID = 1_000_000  # nats-py counts its own subscriptions from 1
 _CLOSED = "the link was closed"
 _RETRY_S = (0.1, 0.15, 0.25, 0.25, 0.5)  # between rounds over all servers; the last one repeats
@@ -76,6 +77,7 @@ class Link:
         self.on_connect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
         self.clock = ServerClock()
+        self._circuit = Circuit(config.outage_after_ms)
         self._connection: Connection | None = None
         self._subscriptions: dict[int, Subscription] = {}
         self._sids = _INBOX_SID
@@ -98,7 +100,7 @@ class Link:
             UnavailableError: no server can be reached; nothing keeps running.
         """
         self._loop = asyncio.get_running_loop()
-        self._mux = Multiplexer(self._inbox, self._loop, self._look)
+        self._mux = Multiplexer(self._inbox, self._loop, self._timed_out)
         self._servers, self._tls = servers(plain(self._config.url) or ""), tls_context(self._config)
         await self._connect_once()
         self._keeper = asyncio.create_task(self._keep())
@@ -160,7 +162,8 @@ class Link:
         self.server_id = connection.server_id or f"unknown-{self.generation}"
         self.server_name = connection.server_name
         self.clock.reset()
-        self.connected = True
+        self.connected = self._mux.heard = True
+        self._circuit.answered()
         _log.info("connected to NATS %s, server %s", self._name, self.server_id)
         _call_all(self.on_connect)
 
@@ -213,12 +216,52 @@ class Link:
         self._down.set()
         connection.road.abort()
         was_connected, self.connected = self.connected, False
+        self._circuit.failed()
         self._out.clear()
         self._out_bytes = 0
         self._mux.fail_all(why)
         if was_connected:
             _log.log(logging.INFO if why == _CLOSED else logging.WARNING, "disconnected from NATS: %s", why)
             _call_all(self.on_disconnect)
+
+    def _timed_out(self) -> None:
+        """Requests got no answer, and nothing else did since the last such moment: the server may be frozen."""
+        if not self._mux.heard:
+            self._circuit.failed()
+        self._mux.heard = False
+        self._look()
+
+    @property
+    def out(self) -> bool:
+        """Whether NATS has been away for `kv.outage_after_ms`: requests are refused at once."""
+        if self.connected and self._mux.heard:
+            self._circuit.answered()
+        return self._circuit.out
+
+    def demand(self) -> None:
+        """Raises NotSent while NATS is out."""
+        if self._circuit.failing and self.out:
+            raise self._away()
+
+    async def knock(self, timeout_s: int) -> None:
+        """See whether a server that is out but connected is back: the one thing that is asked of it meanwhile."""
+        if self._connection is None or not self.connected:
+            raise self._away()
+        try:
+            await self._connection.nc.flush(timeout=timeout_s)
+        except (OSError, TimeoutError, Error):
+            raise self._away() from None
+        self._mux.heard = True
+
+    def _away(self) -> NotSent:
+        out = self.out
+        error = NotSent(
+            f"NATS {self._circuit.words}" if out else "not connected to NATS",
+            tier="DISTRIBUTED_KV",
+            hint="is it up? see: cenote doctor" if out else None,
+        )
+        error.lasting = out
+        return error
 
     def _look(self) -> None:
         """Has nats-py given up? Asked when one of its tasks ends, and when a request gets no answer: nobody need look
@@ -235,57 +278,37 @@ class Link:
         header: b"" or whole lines ("Name: value\\r\\n") without preface and blank line.
 
         Raises:
-            NotSent: not connected, or the write buffer is full; nothing was sent.
+            NotSent: not connected, NATS is out, or the write buffer is full; nothing was sent.
             RejectedError: too long for the server.
         """
+        self.demand()
         token = self._mux.token()
         self._send_request(subject, token, header, payload)
         return self._mux.wait(token, timeout_ms)
 
     def request_many(self, subject: bytes | str, payload: bytes, timeout_ms: int) -> asyncio.Future[list[Reply]]:
         """The same for a request with many answers, of which the last is a status ("NATS/1.0 204 EOB" …)."""
+        self.demand()
         token = self._mux.token()
         self._send_request(subject, token, b"", payload)
         return self._mux.gather(token, timeout_ms)
 
     def _send_request(self, subject: bytes | str, token: bytes, header: bytes, payload: bytes) -> None:
         if not self.connected:
-            raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
-        self._write(self._frame(subject, self._mux.prefix + token, header, payload))
+            raise self._away()
+        self._write(frame(subject, self._mux.prefix + token, header, payload, self.max_payload))
 
     def send(self, subject: bytes | str, reply: bytes, payload: bytes, header: bytes = b"") -> None:
         """Publish without an answer. Raises NotSent, RejectedError."""
         if not self.connected:
-            raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
-        self._write(self._frame(subject, b" " + reply if reply else b"", header, payload))
+            raise self._away()
+        self._write(frame(subject, b" " + reply if reply else b"", header, payload, self.max_payload))
 
     def send_raw(self, frames: bytes) -> None:
         """Send prebuilt PUB and HPUB frames, as for many acks at once. Raises NotSent."""
         if not self.connected:
-            raise NotSent("not connected to NATS", tier="DISTRIBUTED_KV")
+            raise self._away()
         self._write(frames)
-
-    def _frame(self, subject: bytes | str, reply: bytes, header: bytes, payload: bytes) -> bytes:
-        name = subject.encode() if isinstance(subject, str) else subject
-        if len(name) > limits.REQUEST_SUBJECT_BYTES_MAX or _BLANK in name or _NEWLINE in name:
-            raise RejectedError(f"a subject of {len(name)} bytes, or with blanks, would end the connection")
-        if header:
-            head = len(header) + 12  # "NATS/1.0\r\n" before it, a blank line after it
-            total = head + len(payload)
-            frame = b"HPUB %b%b %d %d\r\nNATS/1.0\r\n%b\r\n%b\r\n" % (
-                name,
-                reply,
-                head,
-                total,
-                header,
-                payload,
-            )
-        else:
-            total = len(payload)
-            frame = b"PUB %b%b %d\r\n%b\r\n" % (name, reply, total, payload)
-        if total > self.max_payload:
-            raise RejectedError(f"a message of {total} bytes; the server takes up to {self.max_payload}")
-        return frame
 
     def _write(self, frames: bytes) -> None:
         """The first of a tick leaves at once, for latency; the rest of the tick in one system call."""

@@ -47,6 +47,8 @@ class Multiplexer:
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
         self._count = 0
+        self.heard = True
+        """Whether anything was answered since the last timeout."""
         self._waiting: dict[bytes, tuple[asyncio.Future[Reply], float]] = {}
         self._gathering: dict[bytes, _Gathering] = {}
 
@@ -79,6 +81,7 @@ class Multiplexer:
         return future
 
     def on_message(self, subject: bytes, _reply: bytes, header: bytes, payload: bytes) -> None:
+        self.heard = True
         token = subject[self._at :]
         entry = self._waiting.pop(token, None)
         if entry is None:

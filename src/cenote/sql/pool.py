@@ -21,6 +21,7 @@ import asyncpg
 
 from cenote.errors import CenoteError, PoolTimeoutError, SetupError, UnavailableError
 from cenote.naming import Names
+from cenote.retry import Circuit
 from cenote.sql.errors import FOREIGN, TIER, bad_url, is_read_only, translated
 from cenote.sql.loader import Queries
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from cenote.config import RetryConfig, SqlConfig
 
 CONNECT_TIMEOUT_S: Final = 10.0
+_TRY_S: Final = 0.5  # the pause between two tries whether PostgreSQL is back …
+_TRY_MS: Final = 3_000  # … and how long one may take
+_LONG_S: Final = 1.0  # a call that was given up after this is a reason to try
 ANSWER_TIMEOUT_S: Final = 15.0  # by our clock; the server's own statement_timeout, below, comes first
 CANCEL_TIMEOUT_S: Final = 2.0  # a cancelled statement that has not ended by then costs its connection
 SERVER_SETTINGS: Final = {
@@ -108,6 +112,8 @@ class Database:
         self._waits: dict[int, float] = {}  # since when each call waits for a connection, in their order
         self._wait = 0
         self._releasing: set[asyncio.Future[None]] = set()
+        self._circuit = Circuit(config.outage_after_ms)
+        self._trying: asyncio.Task[None] | None = None
         self._closed = False
 
     @asynccontextmanager
@@ -130,6 +136,7 @@ class Database:
 
         `strange`: SQL that is not ours will run; all session state is forgotten afterwards.
         """
+        self._demand()
         pool = await self._opened()
         con = await self._acquired(pool, timeout_ms)
         try:
@@ -143,7 +150,7 @@ class Database:
         error`."""
         if is_read_only(error):
             await self.expire()
-        return translated(error)
+        return self._noted(translated(error))
 
     async def fetch(self, query: str, *args: object, timeout_ms: float | None = None) -> list[asyncpg.Record]:
         """All rows."""
@@ -184,9 +191,17 @@ class Database:
         if self._pool is not None:
             await self._pool.expire_connections()
 
+    @property
+    def out(self) -> bool:
+        """Whether PostgreSQL has been away for `sql.outage_after_ms`: calls are refused at once."""
+        return self._circuit.out
+
     async def close(self) -> None:
         """Close all connections, waiting for running statements at most `ANSWER_TIMEOUT_S`."""
         self._closed = True
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.gather(self._trying, return_exceptions=True)
         async with self._opening:
             pool, self._pool = self._pool, None
         if pool is None:
@@ -205,10 +220,38 @@ class Database:
         timeout_ms: float | None,
     ) -> Any:
         # `connection()` without its two context managers, which a short read would notice.
+        if self._circuit.failing:
+            self._demand()
+        return await self._ask(method, query, args, timeout_ms)
+
+    async def _ask(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        query: str,
+        args: tuple[object, ...],
+        timeout_ms: float | None,
+    ) -> Any:
+        began = time.monotonic()
+        try:
+            return await self._answered(method, query, args, timeout_ms)
+        except asyncio.CancelledError:
+            if time.monotonic() - began > _LONG_S:  # a caller of less patience than the driver has
+                self._noted(UnavailableError("PostgreSQL did not answer in time", tier=TIER))
+            raise
+
+    async def _answered(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        query: str,
+        args: tuple[object, ...],
+        timeout_ms: float | None,
+    ) -> Any:
         pool = self._pool or await self._opened()
         con = await self._acquired(pool, timeout_ms)
         try:
-            return await method(con._con, query, *args, timeout=None if timeout_ms is None else timeout_ms / 1000)
+            found = await method(con._con, query, *args, timeout=None if timeout_ms is None else timeout_ms / 1000)
+            self._circuit.answered()
+            return found
         except FOREIGN as error:
             raise await self.mapped(error) from error
         finally:
@@ -224,7 +267,7 @@ class Database:
                 try:
                     self._pool = await self._new_pool()
                 except FOREIGN as error:
-                    raise translated(error) from error
+                    raise self._noted(translated(error)) from error
                 except ValueError:
                     raise bad_url() from None  # asyncpg's parser lets some through, and quotes what it read
         return self._pool
@@ -285,9 +328,35 @@ class Database:
                     tier=TIER,
                     hint="raise sql.pool_max, or hold transactions shorter",
                 ) from error
-            raise translated(error) from error
+            raise self._noted(translated(error)) from error
         finally:
             del self._waits[wait]
+
+    def _noted(self, error: CenoteError) -> CenoteError:
+        """Whether it was PostgreSQL that failed; from then on one task tries whether it is back."""
+        if not isinstance(error, UnavailableError):
+            self._circuit.answered()
+            return error
+        self._circuit.failed()
+        if self._trying is None and not self._closed:
+            self._trying = asyncio.create_task(self._try_again(), name="cenote-sql-circuit")
+        return error
+
+    def _demand(self) -> None:
+        if self._circuit.out:
+            error = UnavailableError(
+                f"PostgreSQL {self._circuit.words}", tier=TIER, hint="is it up? see: cenote doctor"
+            )
+            error.lasting = True
+            raise error
+
+    async def _try_again(self) -> None:
+        """Until an answer comes, by whoever asks."""
+        while self._circuit.failing:
+            await asyncio.sleep(_TRY_S)
+            with suppress(CenoteError):
+                await self._ask(asyncpg.Connection.fetchval, "SELECT 1", (), _TRY_MS)
+        self._trying = None
 
     async def _released(self, pool: Any, con: Any) -> None:
         # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error
