@@ -32,6 +32,7 @@ from cenote.retry import Circuit
 
 _INBOX_SID = 1_000_000  # nats-py counts its own subscriptions from 1
 _CLOSED = "the link was closed"
+_AWAY = "not connected to NATS"
 _RETRY_S = (0.1, 0.15, 0.25, 0.25, 0.5)  # between rounds over all servers; the last one repeats
 _log = logging.getLogger("cenote.kv")
 
@@ -244,7 +245,7 @@ class Link:
             raise self._away()
 
     async def knock(self, timeout_s: int) -> None:
-        """See whether a server that is out but connected is back: the one thing that is asked of it meanwhile."""
+        """See whether a server that is out, but connected, is back."""
         if self._connection is None or not self.connected:
             raise self._away()
         try:
@@ -255,11 +256,8 @@ class Link:
 
     def _away(self) -> NotSent:
         out = self.out
-        error = NotSent(
-            f"NATS {self._circuit.words}" if out else "not connected to NATS",
-            tier="DISTRIBUTED_KV",
-            hint="is it up? see: cenote doctor" if out else None,
-        )
+        words, hint = (f"NATS {self._circuit.words}", "is it up? see: cenote doctor") if out else (_AWAY, None)
+        error = NotSent(words, tier="DISTRIBUTED_KV", hint=hint)
         error.lasting = out
         return error
 
