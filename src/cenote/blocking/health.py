@@ -4,6 +4,7 @@ from uuid import UUID
 
 from cenote import store as stores
 from cenote.blocking.thread import LoopThread
+from cenote.engine.counted import Counted
 from cenote.engine.monitor import Stats
 from cenote.engine.unflushed import AgentLag, Dirty, Looked
 from cenote.health.verdicts import Health, Readiness
@@ -18,6 +19,10 @@ class StoreHealth:
     def stats(self) -> Stats:
         """Counts, lag and violations; see `cenote.Stats`."""
         return self._thread.run(self._store.stats())
+
+    def counted(self) -> Counted:
+        """What this process has counted of its own doings; see `cenote.Store.counted`."""
+        return self._store.counted()
 
     def health(self) -> Health:
         """A verdict with reasons; see `cenote.Store.health`."""

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from cenote import limits
@@ -21,6 +20,7 @@ from cenote.engine.blobs import Blobs
 from cenote.engine.cache import Cache
 from cenote.engine.chores import Chore
 from cenote.engine.coherence import Coherence
+from cenote.engine.counts import Counts
 from cenote.engine.durability import Durability
 from cenote.engine.entries import Target
 from cenote.engine.epoch import DURABLE_KEY, FORMAT_KEY, MENDED_KEY, Epochs
@@ -37,46 +37,13 @@ from cenote.kv.link import Link
 from cenote.kv.message import Message
 from cenote.kv.stream import StateStream
 from cenote.model import key as keys
-from cenote.model.entry import FORMAT, Stored, Tier
+from cenote.model.entry import FORMAT, Stored
 from cenote.naming import Names
 from cenote.retry import Backoff
 from cenote.sql.pool import Database
 from cenote.sql.state import StateTable
 
 log = logging.getLogger("cenote.engine")
-
-
-@dataclass
-class Counts:
-    """What this process did since it opened the store."""
-
-    writes: int = 0
-    hits_l1: int = 0
-    hits_kv: int = 0
-    hits_sql: int = 0
-    misses: int = 0
-    hydrated: int = 0
-    hydrations_refused: int = 0
-    evicted: int = 0
-    expired: int = 0
-    collected: int = 0
-    blobs_collected: int = 0
-    conflicts: int = 0
-    flushed: int = 0
-    delivered: int = 0
-    commits: int = 0
-    flush_ms: float = 0.0
-    quarantined: int = 0
-    unknown_formats: int = 0
-
-    def hit(self, found: tuple[Stored, Tier] | None) -> None:
-        """Count an answered read by the tier that answered it."""
-        if found is None:
-            self.misses += 1
-        elif found[1] is Tier.DISTRIBUTED_KV:
-            self.hits_kv += 1
-        else:
-            self.hits_sql += 1
 
 
 class _Reading:

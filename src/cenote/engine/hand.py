@@ -271,6 +271,8 @@ class Hand:
                 self._board.sql_down_since_ms = None
                 return
             except (UnavailableError, TransactionError) as error:
+                core.counts.flush_errors[type(error).__name__] += 1
+                core.db.retries += isinstance(error, TransactionError)
                 if self._board.sql_down_since_ms is None:
                     self._board.sql_down_since_ms = core.link.server_now_ms()
                     log.warning("PostgreSQL does not take the flush, trying again: %s", error)
@@ -307,6 +309,7 @@ class Hand:
                 middle = len(rows) // 2
                 overtaken += await self._commit(batch, rows[:middle], [], high_water)
                 return overtaken + await self._commit(batch, rows[middle:], [], high_water)
+            core.counts.flush_errors[type(refused).__name__] += 1
             log.error("quarantined %s of agent %s: %s", rows[0].key, rows[0].agent_id, refused)
             refusal = Poison(entries.exact(rows[0]), str(refused), "")
             return overtaken + await self._commit(batch, [], [refusal], high_water)
@@ -338,6 +341,8 @@ class Hand:
             board.committed_ms = now_ms
             core.counts.commits += 1
             core.counts.flush_ms += took_ms
+            core.counts.flush_tally.add(took_ms)
+            core.counts.batch_tally.add(len(batch.rows))
             core.counts.flushed += len(batch.rows)
         core.counts.delivered += delivered
         core.counts.unknown_formats += len(batch.later)

@@ -3,7 +3,7 @@
 Both ends are read from the KV server's clock, so that skewed client clocks cannot make it negative. Samples go into
 histograms with buckets growing by a tenth, hence percentiles are exact to 10 %: one for each of the last seconds, which
 are folded into one for each five seconds of the last five minutes. So memory is the same for one write and for any
-number, and a write costs one count, however many windows are told.
+number, and a write costs two counts, however many windows are told: the other is of all lags there were.
 """
 
 import math
@@ -12,6 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from cenote.engine.tally import LAG_MS, Tally
 
 _BUCKETS = 150  # 1.1 ** 150 ms is about 27 minutes; longer lags share the last bucket
 _BOUNDS = [1.1**bucket for bucket in range(_BUCKETS)]
@@ -57,6 +59,8 @@ class LagWindow:
         self._folded: dict[int, Histogram] = {}
         self._second = 0  # of the histogram that is being filled, and is not folded yet
         self._late_at = -math.inf
+        self.total = Tally((*LAG_MS, limit_ms))
+        """All lags since the start of this process."""
         self.violations = 0
         """Writes that took longer than the consistency window, since the start of this process."""
 
@@ -71,6 +75,7 @@ class LagWindow:
         for lag in lags_ms:
             buckets[bisect_left(_BOUNDS, lag)] += 1
         buckets[_COMMITS] += 1
+        self.total.add(*lags_ms)
         if max(lags_ms) <= self._limit_ms:
             return False
         late = sum(lag > self._limit_ms for lag in lags_ms)

@@ -137,7 +137,7 @@ class Repair:
                 break
             except UnavailableError as error:
                 await backoff.pause(error)
-        run.settle(left)
+        core.counts.repairs.update(run.settle(left))
         run.scanned += len(page)
         run.after = page[-1].sequence
         await run.keep(self.table)

@@ -100,14 +100,15 @@ class Account:
                 self._findings.append(Finding(kind=kind, agent=place[0], key=place[1], mended=False))
         return bool(new)
 
-    def settle(self, left: Collection[Place]) -> None:
-        """The page in hand is done; of what it had found, this is not mended."""
+    def settle(self, left: Collection[Place]) -> list[str]:
+        """The page in hand is done; of what it had found, this is not mended. The kinds of what is."""
         mended = {place: kind for place, kind in self._open.items() if place not in left and not self.dry_run}
         self._mended.update(mended.values())
         self._findings = [
             replace(one, mended=True) if mended.get((one.agent, one.key)) == one.kind else one for one in self._findings
         ]
         self._open.clear()
+        return list(mended.values())
 
     async def keep(self, table: RepairTable, *, ended: bool = False) -> None:
         """Write the figures down.

@@ -6,6 +6,7 @@ from uuid import UUID
 from cenote import health as healths
 from cenote.embedded.servers import Servers
 from cenote.engine import monitor
+from cenote.engine.counted import Counted, counted
 from cenote.engine.machines import Machines
 from cenote.engine.unflushed import AgentLag, Dirty, Looked, dirty, lagging
 from cenote.health import ready as readiness
@@ -22,6 +23,10 @@ class StoreHealth:
     async def stats(self) -> monitor.Stats:
         """Counts, lag and violations; see `Stats`. UnavailableError when KV cannot be reached."""
         return await monitor.stats(self._machines)
+
+    def counted(self) -> Counted:
+        """What this process has counted of its own doings; asks nobody."""
+        return counted(self._machines)
 
     async def health(self) -> Health:
         """A verdict with reasons, and what to do: the servers, the consistency window, and what is about to run out."""

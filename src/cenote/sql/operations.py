@@ -51,6 +51,7 @@ async def transact_once(
                 raise
             except (TransactionError, UnavailableError) as error:
                 await backoff.pause(error)  # nothing was written
+                db.retries += isinstance(error, TransactionError)
     finally:
         _inside.reset(inside)
 

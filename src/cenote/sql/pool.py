@@ -115,6 +115,8 @@ class Database:
         self._circuit = Circuit(config.outage_after_ms)
         self._trying: asyncio.Task[None] | None = None
         self._closed = False
+        self.timeouts = 0  # calls that got no connection in time, since the start of this process
+        self.retries = 0  # transactions that were run again because PostgreSQL asked for it
 
     @asynccontextmanager
     async def connection(self, *, timeout_ms: float | None = None) -> AsyncIterator[asyncpg.Connection]:
@@ -323,6 +325,7 @@ class Database:
                 return con
         except FOREIGN as error:
             if isinstance(error, TimeoutError) and pool.get_size() - pool.get_idle_size() >= self.config.pool_max:
+                self.timeouts += 1
                 raise PoolTimeoutError(
                     f"all {self.config.pool_max} connections to PostgreSQL stayed in use for {limit_s:g} s",
                     tier=TIER,

@@ -127,6 +127,7 @@ async def transact(
             return await attempt(db, fn, isolation, backoff.left_ms)
         except TransactionError as error:
             await backoff.pause(error)
+            db.retries += 1
 
 
 class CommitLost(OutcomeUnknownError):

@@ -1,11 +1,16 @@
-"""Names and values of metrics. Base units, as Prometheus wants them: seconds, bytes, shares of one."""
+"""Names and values of metrics. Base units, as Prometheus wants them: seconds, bytes, shares of one.
+
+Two kinds stand side by side. What is said of the *store* (gauges, windows, and what flushers tell on their board) is
+the same whichever process is asked: take the `max` over processes. What a *process* counted of its own doings
+(histograms, errors, retries, the pool) is added up over processes.
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from cenote.errors import CenoteError
@@ -13,6 +18,9 @@ from cenote.errors import CenoteError
 
 class _Store(Protocol):
     """What is asked of a store."""
+
+    def counted(self) -> Any:
+        """See `Store.counted`."""
 
     async def stats(self) -> Any:
         """See `Store.stats`."""
@@ -38,8 +46,6 @@ GAUGES: Final = (
     _Name("cenote_dirty_keys", "Entries that no flusher has acknowledged yet.", "dirty_entries"),
     _Name("cenote_oldest_dirty_age_seconds", "Age of the oldest write that SQL may lack.", "oldest_dirty_ms", 1e-3),
     _Name("cenote_flush_rate", "Rows that reached PostgreSQL per second, over 10 s.", "flush_rate"),
-    _Name("cenote_flush_batch_size", "Rows of a commit, over a minute.", "batch_mean"),
-    _Name("cenote_flush_duration_seconds", "Mean duration of a flush.", "avg_flush_ms", 1e-3),
     _Name("cenote_epoch", "The newest epoch of the stream.", "epoch"),
 )  # fmt: skip
 COUNTERS: Final = (
@@ -54,7 +60,30 @@ COUNTERS: Final = (
     _Name("cenote_writes", "Writes of this process.", "writes"),
     _Name("cenote_sql_commits_lost", "Commits that PostgreSQL had and lost by going back in time.", "sql_commits_lost"),
 )
-LAG: Final = "cenote_consistency_lag_seconds"
+# Of the process that is asked, from `Counted`; the last is what a value is multiplied by.
+HISTOGRAMS: Final = (
+    _Name("cenote_consistency_lag_seconds", "From NATS's ack to PostgreSQL's commit.", "lag_ms", 1e-3),
+    _Name("cenote_flush_duration_seconds", "From taking a batch in hand to its acks.", "flush_ms", 1e-3),
+    _Name("cenote_flush_batch_size", "Rows of a commit.", "batch_rows"),
+)  # fmt: skip
+OWN_GAUGES: Final = (
+    _Name("cenote_consistency_window_seconds", "The setting flush.window_ms.", "window_ms", 1e-3),
+    _Name("cenote_backlog_limit", "The setting flush.backlog_count_max; then writes are refused.", "backlog_max"),
+)  # fmt: skip
+POOL: Final = (
+    _Name("cenote_pool_size", "Connections to PostgreSQL that are open.", "open"),
+    _Name("cenote_pool_size_max", "The setting sql.pool_max.", "most"),
+    _Name("cenote_pool_idle", "Open connections that nobody uses.", "idle"),
+    _Name("cenote_pool_waiting", "Calls that wait for a connection.", "waiting"),
+    _Name("cenote_pool_wait_seconds", "How long the first of them has waited.", "waited_ms", 1e-3),
+)  # fmt: skip
+WINDOWS: Final = "cenote_consistency_lag_window_seconds"
+FLUSHER: Final = "cenote_flusher_active"
+LETTERS: Final = "cenote_dead_letters"
+POOL_TIMEOUTS: Final = "cenote_pool_acquire_timeouts"
+RETRIES: Final = "cenote_tx_retries"
+FLUSH_ERRORS: Final = "cenote_flush_errors"
+REPAIRS: Final = "cenote_repairs"
 HITS: Final = "cenote_cache_requests"
 CONFLICTS: Final = "cenote_conflicts"
 HEALTH: Final = "cenote_health"
@@ -62,10 +91,10 @@ _VERDICTS: Final = {"healthy": 0, "degraded": 1, "unhealthy": 2}
 
 
 async def exposition(store: _Store) -> tuple[bytes, str]:
-    """The store's metrics as Prometheus reads them, and their content type. A store that cannot be asked has its health
-    only."""
+    """The store's metrics as Prometheus reads them, and their content type. Of a store that cannot be asked its health
+    only, and what this process has counted."""
     health = await store.health()
-    families = [_of_health(health)]
+    families = [*_of_health(health), *_of_process(store.counted())]
     with suppress(CenoteError):  # what is wrong stands in the health
         families += _of_stats(await store.stats())
     registry = CollectorRegistry()
@@ -89,16 +118,14 @@ def _of_stats(stats: Any) -> Iterator[Metric]:
             yield GaugeMetricFamily(one.name, one.help, value=value * one.by)
     for one in COUNTERS:
         yield CounterMetricFamily(one.name, one.help, value=getattr(stats, one.field))
-    lag = GaugeMetricFamily(LAG, "From NATS's ack to PostgreSQL's commit.", labels=["window", "quantile"])
+    yield GaugeMetricFamily(FLUSHER, "1 while a process flushes, whichever.", value=bool(stats.flusher))
+    lag = GaugeMetricFamily(WINDOWS, "The lag of the last seconds, with what waits.", labels=["window", "quantile"])
     for name, window in stats.windows.items():
         for quantile, value in (("0.5", window.p50), ("0.95", window.p95), ("0.99", window.p99)):
             if value is not None:
                 lag.add_metric([name, quantile], value / 1000)
     yield lag
-    hits = CounterMetricFamily(HITS, "Reads of this process by the tier that answered.", labels=["tier"])
-    for tier, count in stats.hits.items():
-        hits.add_metric([tier], count)
-    yield hits
+    yield _labelled(HITS, "Reads of this process by the tier that answered.", "tier", stats.hits)
     conflicts = CounterMetricFamily(CONFLICTS, "Meetings of two writes.", labels=["strategy", "outcome"])
     for strategy, outcomes in stats.conflicts.items():
         for outcome, count in outcomes.items():
@@ -106,9 +133,40 @@ def _of_stats(stats: Any) -> Iterator[Metric]:
     yield conflicts
 
 
-def _of_health(health: Any) -> Metric:
+def _of_process(counted: Any) -> Iterator[Metric]:
+    for one in HISTOGRAMS:
+        tally = getattr(counted, one.field)
+        buckets = [(_bound(bound * one.by), number) for bound, number in tally.cumulative()]
+        yield HistogramMetricFamily(one.name, one.help, buckets=buckets, sum_value=tally.sum * one.by)
+    for one in OWN_GAUGES:
+        yield GaugeMetricFamily(one.name, one.help, value=getattr(counted, one.field) * one.by)
+    pool = counted.pool._asdict() | {"idle": counted.pool.open - counted.pool.used}
+    for one in POOL:
+        yield GaugeMetricFamily(one.name, one.help, value=pool[one.field] * one.by)
+    timeouts = "Calls that got no connection within sql.acquire_timeout_s."
+    yield CounterMetricFamily(POOL_TIMEOUTS, timeouts, value=counted.pool_timeouts)
+    retried = "Transactions that were run again because PostgreSQL asked for it."
+    yield CounterMetricFamily(RETRIES, retried, value=counted.tx_retries)
+    yield _labelled(FLUSH_ERRORS, "Tries to flush that failed, by error.", "error", counted.flush_errors)
+    yield _labelled(REPAIRS, "Differences between the tiers that were mended, by kind.", "kind", counted.repairs)
+
+
+def _bound(value: float) -> str:
+    return "+Inf" if value == float("inf") else repr(round(value, 9))
+
+
+def _labelled(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
+
+
+def _of_health(health: Any) -> Iterator[Metric]:
     family = GaugeMetricFamily(HEALTH, "0 healthy, 1 degraded, 2 unhealthy.", labels=["check"])
     family.add_metric(["all"], _VERDICTS[health.verdict.value])
     for check in health.checks:
         family.add_metric([check.name], _VERDICTS[check.verdict.value])
-    return family
+        if check.name == "dead letters":
+            yield GaugeMetricFamily(LETTERS, "Refused writes that wait for a decision.", value=check.details["count"])
+    yield family
