@@ -1,6 +1,5 @@
 """What Prometheus reads, by Prometheus' own parser, of stores on real servers."""
 
-import asyncio
 import math
 from typing import Any
 
@@ -180,7 +179,7 @@ async def test_without_servers_a_process_tells_what_it_counted(
             raise cenote.UnavailableError("away")
 
         monkeypatch.setattr(Store, "stats", away)
-        await asyncio.sleep(0)
+        await reached(lambda: store.counted().lag_ms.count == 1, "the write is counted")
         samples = await scraped(store)
         assert samples["cenote_consistency_lag_seconds_count", ()] == 1
         assert ("cenote_dirty_keys", ()) not in samples

@@ -25,6 +25,7 @@ from cenote.cli import (
     status,
     tasks,
     top,
+    watching,
 )
 from cenote.cli.help import Group
 from cenote.cli.options import OPERATION
@@ -67,6 +68,7 @@ for room in (
     adopt,
     repair,
     conflicts,
+    watching,
 ):
     app.add_typer(room.app)
 app.add_typer(checkpoints.beside)

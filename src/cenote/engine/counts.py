@@ -36,6 +36,7 @@ class Counts:
     batch_tally: Tally = field(default_factory=lambda: Tally(BATCH_ROWS))
     flush_errors: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FLUSH_ERRORS, 0)))
     repairs: Counter[str] = field(default_factory=Counter)
+    differences: Counter[str] = field(default_factory=Counter)
 
     def hit(self, found: tuple[Stored, Tier] | None) -> None:
         """Count an answered read by the tier that answered it."""

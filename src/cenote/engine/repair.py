@@ -146,7 +146,7 @@ class Repair:
 
     async def _mend_portion(self, run: Account, differ: Sequence[Difference], generation: int) -> set[Place]:
         """What of these differs still."""
-        if run.found(differ):
+        if self._count(run, differ):
             await run.keep(self.table)
         if points.armed and differ:
             await points.hit("repair.found")
@@ -154,6 +154,12 @@ class Repair:
         if points.armed and mended:
             await points.hit("repair.mended")
         return {place_of(one) for one in differ if one.item.target.subject not in mended}
+
+    def _count(self, run: Account, differ: Sequence[Difference]) -> list[str]:
+        new = run.found(differ)
+        if not run.dry_run:
+            self._core.counts.differences.update(new)
+        return new
 
     async def _references(self, run: Account) -> None:
         """Large values that are missing, of rows of which KV holds nothing: KV's own references were looked at."""
@@ -169,7 +175,7 @@ class Repair:
                 target = core.target(agent, keys.from_sql_key(row.key))
                 if await core.leader_message(target) is None:
                     missing = Difference(Kind.BLOB_MISSING, Item(target, None, None, None))
-                    run.found([missing])
+                    self._count(run, [missing])
                     run.settle({place_of(missing)})
 
     async def _floor(self) -> int:

@@ -90,15 +90,15 @@ class Account:
         self._findings = [Finding(**one) for one in json.loads(begun.samples)]
         self._open: dict[Place, str] = {(agent, key): kind for agent, key, kind in json.loads(begun.open)}
 
-    def found(self, differ: Iterable[Difference]) -> bool:
-        """Count differences of the page in hand, each once; whether any of them is new."""
+    def found(self, differ: Iterable[Difference]) -> list[str]:
+        """Count differences of the page in hand, each once; the kinds of those that are new."""
         new = [(place_of(one), one.kind.value) for one in differ if place_of(one) not in self._open]
         for place, kind in new:
             self._open[place] = kind
             self._found[kind] += 1
             if len(self._findings) < _SAMPLES:
                 self._findings.append(Finding(kind=kind, agent=place[0], key=place[1], mended=False))
-        return bool(new)
+        return [kind for _, kind in new]
 
     def settle(self, left: Collection[Place]) -> list[str]:
         """The page in hand is done; of what it had found, this is not mended. The kinds of what is."""

@@ -84,6 +84,8 @@ POOL_TIMEOUTS: Final = "cenote_pool_acquire_timeouts"
 RETRIES: Final = "cenote_tx_retries"
 FLUSH_ERRORS: Final = "cenote_flush_errors"
 REPAIRS: Final = "cenote_repairs"
+DIFFERENCES: Final = "cenote_repair_differences"
+OUT: Final = "cenote_server_out"
 HITS: Final = "cenote_cache_requests"
 CONFLICTS: Final = "cenote_conflicts"
 HEALTH: Final = "cenote_health"
@@ -149,6 +151,11 @@ def _of_process(counted: Any) -> Iterator[Metric]:
     yield CounterMetricFamily(RETRIES, retried, value=counted.tx_retries)
     yield _labelled(FLUSH_ERRORS, "Tries to flush that failed, by error.", "error", counted.flush_errors)
     yield _labelled(REPAIRS, "Differences between the tiers that were mended, by kind.", "kind", counted.repairs)
+    yield _labelled(DIFFERENCES, "Differences between the tiers that repairs found.", "kind", counted.differences)
+    out = GaugeMetricFamily(OUT, "1 while a server counts as out: calls are refused.", labels=["server"])
+    for server, is_out in counted.out.items():
+        out.add_metric([server], is_out)
+    yield out
 
 
 def _bound(value: float) -> str:
