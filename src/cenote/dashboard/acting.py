@@ -1,7 +1,9 @@
 """What the dashboard may do, where it is started with leave to: each action, and the page that shows the outcome."""
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -12,7 +14,10 @@ from cenote.dashboard.rendering import encoded
 from cenote.errors import NotFoundError
 from cenote.store import Store
 
+log = logging.getLogger("cenote.dashboard")
+
 _FLUSH_S: Final = 10
+_WAIT_S: Final = 5  # for what may take long; then it goes on by itself, and the page tells how far it is
 _ID_MAX: Final = 2**63 - 1
 _NONE: Final = "there is nothing here"
 
@@ -24,6 +29,7 @@ class Actions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._going_on: set[asyncio.Future[Any]] = set()
         self._by_name: dict[str, Callable[[Given], Awaitable[str]]] = {
             "flush": self._flush, "hydrate": self._hydrate, "checkpoint": self._checkpoint, "fork": self._fork,
             "repair": self._repair, "retry-letter": self._retry_letter, "discard-letter": self._discard_letter,
@@ -44,7 +50,7 @@ class Actions:
 
     async def _hydrate(self, given: Given) -> str:
         agent = self._store.agent(given.get("agent", ""))
-        await agent.hydrate()
+        await self._begun(agent.hydrate())
         return _of(agent.name)
 
     async def _checkpoint(self, given: Given) -> str:
@@ -57,8 +63,22 @@ class Actions:
         return _of((await agent.fork(given.get("new_agent", ""), given.get("checkpoint", ""))).name)
 
     async def _repair(self, given: Given) -> str:
-        await self._store.repair()
+        await self._begun(self._store.repair())
         return "/repairs"
+
+    async def _begun(self, work: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task}, timeout=_WAIT_S)
+        if task.done():
+            task.result()
+        else:
+            self._going_on.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._going_on.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("what was begun at the dashboard has failed: %s", error)
 
     async def _retry_letter(self, given: Given) -> str:
         await self._store.dead_letters.retry(_letter(given))

@@ -18,6 +18,7 @@ from cenote.store import Store
 _AT_ONCE: Final = 16  # keys whose values are held at a time: each may have half a MiB
 _LISTED_MAX: Final = 1_000  # entries of an agent that are listed from KV while PostgreSQL is away
 _PAST_MAX: Final = 50
+PAST_BYTES_MAX: Final = 65_536  # a version that is kept in more is not read
 
 
 class AgentPages:
@@ -62,15 +63,14 @@ class AgentPages:
         """One key: what each tier holds, and what is still known of its past, each version with what it changed."""
         agent = self._store.agent(name)
         (tiers, errors), past = await asyncio.gather(
-            self._sighted(agent._agent, [key]), part(agent.history(key), f"{NATS} and {POSTGRESQL}")
+            self._sighted(agent._agent, [key]), part(agent._past.versions(key, PAST_BYTES_MAX), POSTGRESQL)
         )
         (one,) = tiers
         if all(errors) and one["memory"] is None:
             raise UnavailableError(first(*errors) or "")
         if not any(errors) and one["memory"] is None and one["kv"] is None and one["sql"] is None:
             raise NotFoundError("there is no such key")
-        versions = past["value"].versions if past["value"] else ()
-        past["value"] = await asyncio.to_thread(_past, key, versions)
+        past["value"] = await asyncio.to_thread(_past, key, past["value"] or [])
         return {"agent": agent.name, "key": key, "tiers": one, "error": first(*errors), "history": past}
 
     async def _in_kv(self, ref: keys.AgentRef) -> list[str]:

@@ -70,6 +70,8 @@ class Live:
         """A tick each second, until the reader or the server leaves, or some minutes have passed."""
         if self._readers >= _READERS_MAX:
             raise HTTPException(503, f"{_READERS_MAX} live pages are open already; reload this one to see it as it is")
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         return _Prompt(self._events(request, text), media_type="text/event-stream")
 
     async def _events(self, request: Request, text: Callable[[Document], str]) -> AsyncIterator[str]:

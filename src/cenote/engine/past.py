@@ -1,6 +1,7 @@
 """What checkpoints say about single keys: the value at one, the difference of two, the history of one key."""
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -55,6 +56,17 @@ class PastVersion:
     deleted: bool
     checkpoint: UUID
     seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Undecoded:
+    """In place of a value that was not read, for its size; two are equal where the values are."""
+
+    size: int
+    mark: bytes = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"a value of {self.size:,} bytes as it is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +133,9 @@ class Past:
             changed += [kept.key for kept in page if kept.key in suspects and _content(kept) != suspects[kept.key]]
         return changed
 
-    async def versions(self, key: str) -> list[PastVersion]:
-        """All versions of a key that the agent's checkpoints hold, the oldest first."""
+    async def versions(self, key: str, bytes_max: int | None = None) -> list[PastVersion]:
+        """All versions of a key that the agent's checkpoints hold, the oldest first. `bytes_max`: a larger value is
+        `Undecoded`."""
         table, text, place = self._checkpoints.table, key_text(key), (0, -1)
         found: dict[Version, PastVersion] = {}
         while rows := await table.mentions(self._agent.id, text, place, _PAGE):
@@ -130,14 +143,32 @@ class Past:
                 demand_intact(row.data, row.digest, f"part {row.part} of checkpoint {row.seq}")
                 for kept in unpacked(row.data):
                     if kept.key == key and kept.version not in found:
-                        found[kept.version] = await self._version(kept, row.checkpoint_id, row.seq)
+                        found[kept.version] = await self._version(kept, row.checkpoint_id, row.seq, bytes_max)
             place = rows[-1].seq, rows[-1].part
         return [found[version] for version in sorted(found)]
 
-    async def _version(self, kept: Kept, checkpoint_id: UUID, seq: int) -> PastVersion:
-        whole = await self.whole(kept)
-        value = None if kept.deleted else values.decode(whole.codec, whole.body)
+    async def _version(self, kept: Kept, checkpoint_id: UUID, seq: int, bytes_max: int | None) -> PastVersion:
+        value: Any = None
+        if not kept.deleted:
+            large = bytes_max is not None and _larger(kept, bytes_max)
+            value = Undecoded(len(kept.body), _mark(kept)) if large else await self._decoded(kept)
         return PastVersion(value, kept.version, from_us(kept.written_us), kept.deleted, checkpoint_id, seq)
+
+    async def _decoded(self, kept: Kept) -> Any:
+        whole = await self.whole(kept)
+        return values.decode(whole.codec, whole.body)
+
+
+def _larger(kept: Kept, bytes_max: int) -> bool:
+    """Whether it takes more bytes to be read; of a compressed one no more than so many are made."""
+    if kept.codec == BLOB or len(kept.body) > bytes_max:
+        return True
+    if not kept.codec.endswith("z"):
+        return False
+    try:
+        return len(zlib.decompressobj().decompress(kept.body, bytes_max + 1)) > bytes_max
+    except zlib.error:
+        return False  # whoever decodes it says so
 
 
 def _mark(kept: Kept) -> bytes:
