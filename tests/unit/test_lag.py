@@ -88,5 +88,5 @@ def test_what_the_windows_hold_does_not_grow(clock: Clock) -> None:
         clock.now += 0.7
     assert len(window._seconds) <= 12
     assert len(window._folded) <= 62
-    assert {len(one) for one in [*window._seconds.values(), *window._folded.values()]} == {153}
+    assert {len(one) for one in [*window._seconds.values(), *window._folded.values()]} == {171}
     assert window.windows()["5m"].commits == pytest.approx(300 / 0.7, rel=0.03)

@@ -43,7 +43,7 @@ def counted(machines: Machines) -> Counted:
     core, flush = machines.core, machines.core.config.flush
     lag = machines.flusher.lag if machines.flusher else LagWindow(1, flush.window_ms)
     return Counted(
-        lag_ms=lag.total, flush_ms=core.counts.flush_tally, batch_rows=core.counts.batch_tally,
+        lag_ms=lag.total(), flush_ms=core.counts.flush_tally, batch_rows=core.counts.batch_tally,
         flush_errors=dict(core.counts.flush_errors), tx_retries=core.db.retries,
         differences={kind.value: core.counts.differences[kind.value] for kind in Kind},
         repairs={kind.value: core.counts.repairs[kind.value] for kind in Kind},

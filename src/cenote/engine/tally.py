@@ -23,6 +23,15 @@ class Tally:
         self._counts = [0] * (len(self.bounds) + 1)
         self.sum = 0.0
 
+    @classmethod
+    def of(cls, bounds: Iterable[float], finer: Iterable[float], counts: Iterable[int], total: float) -> "Tally":
+        """What was counted in finer buckets, of which each of `bounds` is a bound."""
+        made = cls(bounds)
+        for bound, number in zip(finer, counts, strict=True):
+            made._counts[bisect_left(made.bounds, bound)] += number
+        made.sum = total
+        return made
+
     def add(self, *values: float) -> None:
         """Count these."""
         for value in values:
