@@ -9,6 +9,8 @@ PYTHON ?=
 ROOMS ?= unit property model integration crash docs architecture
 WORKERS ?= 2
 JUDGE_ROOMS ?= integration
+# What chooses its road by itself, or is about starting servers, says nothing new on another PostgreSQL and another road.
+JUDGE_IGNORED := kv_* embedded* cli_servers* demo* dashboard* top*
 JUDGE_POSTGRES_BIN ?= /usr/lib/postgresql/15/bin
 ROUNDS ?= 20
 SEED ?=
@@ -40,7 +42,8 @@ judge: venv ## the long tests, and the integration rooms again on another Postgr
 	@echo 'judge: tests marked judge'
 	@$(SHARED) -m judge $(ARGS) tests
 	@echo 'judge: $(JUDGE_ROOMS) on $(JUDGE_POSTGRES_BIN), without the fast lane'
-	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) CENOTE_KV__FAST_LANE=false $(SHARED) -m '$(USUAL)' $(ARGS) $(addprefix tests/,$(JUDGE_ROOMS))
+	@CENOTE_TEST_POSTGRES_BIN=$(JUDGE_POSTGRES_BIN) CENOTE_KV__FAST_LANE=false $(SHARED) -m '$(USUAL)' $(ARGS) \
+	  $(patsubst %,--ignore-glob='tests/integration/test_%',$(JUDGE_IGNORED)) $(addprefix tests/,$(JUDGE_ROOMS))
 
 check: venv ## format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo 'make format puts this right'; exit 1; }
