@@ -1,4 +1,5 @@
-"""Write the pages that are generated from the code: docs/cli.md, docs/settings.md, docs/errors.md.
+"""Write the pages that are generated from the code: docs/cli.md, docs/settings.md, docs/errors.md,
+docs/runbook.md.
 
 python scripts/reference_pages.py            writes them
 python scripts/reference_pages.py --check    says which are out of date, and fails
@@ -185,7 +186,8 @@ def errors_page() -> str:
         "# Errors", NOTE,
         "Every error is a `cenote.CenoteError`; foreign errors of the drivers and the operating system are mapped, and"
         " chained as `__cause__`. Indented classes are kinds of the one above them. `str(error)` ends with the hint in"
-        " brackets; every error can be pickled.",
+        " brackets; every error can be pickled. What to do about each: [runbook](runbook.md), or `cenote explain"
+        " NAME`.",
         _table(("error", "code", "retryable", "meaning"), rows),
         "## Attributes",
         _table(("attribute", "meaning"), list(_attributes(inspect.getdoc(errors.CenoteError) or ""))),
@@ -209,9 +211,23 @@ def _attributes(doc: str) -> Iterator[tuple[str, str]]:
             yield ", ".join(f"`.{name.strip()}`" for name in names.split(",")), meaning
 
 
+# --- docs/runbook.md -------------------------------------------------------------------------------------------
+
+
+def runbook_page() -> str:
+    """The runbook that the package carries."""
+    from cenote.telemetry import runbook
+
+    title, _, rest = runbook.text().partition("\n\n")
+    note = "<!-- Copied by scripts/reference_pages.py from src/cenote/telemetry/runbook.md; edit that instead. -->"
+    return f"{title}\n\n{note}\n\n{rest}"
+
+
 # --- pages -----------------------------------------------------------------------------------------------------
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "settings.md": settings_page, "errors.md": errors_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page, "settings.md": settings_page, "errors.md": errors_page, "runbook.md": runbook_page,
+}  # fmt: skip
 
 
 def _paragraphs(text: str) -> str:

@@ -40,6 +40,13 @@ def test_a_value_comes_back_as_it_was_meant(cli: Cli, given: str, printed: str) 
     assert cli("get", "scout", "k").out == printed
 
 
+def test_an_error_without_a_hint_names_its_section_of_the_runbook(cli: Cli) -> None:
+    answer = cli("get", "scout", "nothing")
+    assert answer.code == 1
+    assert answer.err.rstrip().endswith("(see: cenote explain NotFoundError)")
+    assert cli("get", "scout", "nothing", "--json").json["error"]["hint"] is None
+
+
 def test_a_put_by_hand_reaches_postgresql_with_nobody_else_serving(cli: Cli) -> None:
     answer = cli("put", "scout", "plan", "1", "--json").json
     assert answer["durability"] == "sql"

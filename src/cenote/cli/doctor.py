@@ -32,7 +32,8 @@ def doctor(common: Common) -> int:
         checks = [finding._asdict() | {"grade": finding.grade.value} for finding in findings]
         print_json({"verdict": verdict.value, "checks": checks})
     else:
-        print(f"\n{grades.count(Grade.FAILED)} failed, {grades.count(Grade.WARNING)} warnings")
+        more = "" if verdict is Grade.OK else "; what a line means: cenote explain NAME"
+        print(f"\n{grades.count(Grade.FAILED)} failed, {grades.count(Grade.WARNING)} warnings{more}")
     return {Grade.FAILED: 2, Grade.WARNING: 1}.get(verdict, 0)
 
 

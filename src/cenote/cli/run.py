@@ -52,12 +52,14 @@ def _tell(arguments: Sequence[str], error: BaseException, code: Exit) -> int:
     from cenote.cli.output import note, print_json
 
     if isinstance(error, CenoteError):
-        message, hint = str(error.args[0]), error.hint
+        message, hint, name = str(error.args[0]), error.hint, type(error).__name__
+        more = f"see: cenote explain {name}" if type(error).__module__ == CenoteError.__module__ else None
         kind = {"code": "USAGE" if code is Exit.USAGE else error.code, "retryable": error.retryable}
     else:
         message, hint = f"{type(error).__name__}: {error}", f"{_TRACEBACK}=1 shows where"
+        more = None
         kind = {"code": "ERROR", "retryable": False}
     if "--json" in arguments:
         print_json({"error": {**kind, "kind": type(error).__name__, "message": message, "hint": hint}})
-    note(f"error: {message} ({hint})" if hint else f"error: {message}")
+    note(f"error: {message} ({hint or more})" if hint or more else f"error: {message}")
     return code
