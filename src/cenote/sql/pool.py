@@ -235,29 +235,20 @@ class Database:
     ) -> Any:
         began = time.monotonic()
         try:
-            return await self._answered(method, query, args, timeout_ms)
+            pool = self._pool or await self._opened()
+            con = await self._acquired(pool, timeout_ms)
+            try:
+                found = await method(con._con, query, *args, timeout=None if timeout_ms is None else timeout_ms / 1000)
+                self._circuit.answered()
+                return found
+            except FOREIGN as error:
+                raise await self.mapped(error) from error
+            finally:
+                await self._released(pool, con)
         except asyncio.CancelledError:
             if time.monotonic() - began > _LONG_S:  # a caller of less patience than the driver has
                 self._noted(UnavailableError("PostgreSQL did not answer in time", tier=TIER))
             raise
-
-    async def _answered(
-        self,
-        method: Callable[..., Awaitable[Any]],
-        query: str,
-        args: tuple[object, ...],
-        timeout_ms: float | None,
-    ) -> Any:
-        pool = self._pool or await self._opened()
-        con = await self._acquired(pool, timeout_ms)
-        try:
-            found = await method(con._con, query, *args, timeout=None if timeout_ms is None else timeout_ms / 1000)
-            self._circuit.answered()
-            return found
-        except FOREIGN as error:
-            raise await self.mapped(error) from error
-        finally:
-            await self._released(pool, con)
 
     async def _opened(self) -> Any:
         if self._pool is not None:
