@@ -332,7 +332,7 @@ class Database:
             self._circuit.answered()
             return error
         self._circuit.failed()
-        if self._trying is None and not self._closed:
+        if (self._trying is None or self._trying.done()) and not self._closed:
             self._trying = asyncio.create_task(self._try_again(), name="cenote-sql-circuit")
         return error
 
@@ -350,7 +350,6 @@ class Database:
             await asyncio.sleep(_TRY_S)
             with suppress(CenoteError):
                 await self._ask(asyncpg.Connection.fetchval, "SELECT 1", (), _TRY_MS)
-        self._trying = None
 
     async def _released(self, pool: Any, con: Any) -> None:
         # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error
