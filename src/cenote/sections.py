@@ -301,3 +301,6 @@ class AdminConfig(_Section):
         default=None, description="none: no port; 0: any free one"
     )
     token: SecretStr | None = Field(default=None, description="what callers must present")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="what `serve` and `up` log: lines for people, or one JSON object a line"
+    )

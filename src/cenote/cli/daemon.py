@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from cenote.cli.logs import LogFormat
 from cenote.cli.options import Common
 from cenote.config import Config
 from cenote.embedded.process import Process, alive, myself, rotate, size, stop, tail
@@ -65,7 +66,7 @@ def log_file(directory: Path) -> Path:
     return directory / _LOG
 
 
-def start(config: Config, common: Common, *, actions: bool) -> dict[str, Any]:
+def start(config: Config, common: Common, *, actions: bool, log_format: LogFormat | None = None) -> dict[str, Any]:
     """Start a process of its own session that serves; returns what it says once it is ready.
 
     Raises:
@@ -80,6 +81,8 @@ def start(config: Config, common: Common, *, actions: bool) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "cenote.cli", "up", "--ready-fd", str(theirs)]
     if actions:
         command.append("--actions")
+    if log_format is not None:
+        command += ["--log-format", log_format]
     if common.config is not None:
         command += ["--config", str(common.config.absolute())]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

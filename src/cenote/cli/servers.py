@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cenote.cli.exits import BadUsage
+from cenote.cli.logs import LogFormat
 from cenote.cli.options import SERVERS, Common, command
 from cenote.cli.output import print_json
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+Logs = Annotated[
+    LogFormat | None, typer.Option("--log-format", help="How it logs to stderr; none: as admin.log_format says.")
+]
 Actions = Annotated[bool, typer.Option("--actions", help="The dashboard may do more than look.")]
 
 
@@ -26,6 +30,7 @@ def up(
         bool, typer.Option("--detach", "-d", help="In the background; returns when it is ready.")
     ] = False,
     actions: Actions = False,
+    log_format: Logs = None,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
 ) -> int:
     """Start the embedded servers and serve them until Ctrl-C: flush, evict, repair, restart what dies, show a
@@ -38,13 +43,14 @@ def up(
     if not embedded_names(config):
         raise BadUsage("kv.url and sql.url name servers: there is nothing to start", hint="to flush them: cenote serve")
     if not detach:
-        return _serve(config, common, actions=actions, ready_fd=ready_fd, port=_any_port(config))
+        form = log_format or LogFormat(config.admin.log_format)
+        return _serve(config, common, form, actions=actions, ready_fd=ready_fd, port=_any_port(config))
     directory = data_dir(config)
     if directory is None:
         raise BadUsage("a temporary data directory cannot be found again", hint="--detach needs --data-dir DIR")
     already = daemon.recorded(directory)
     if already is None:
-        answer = daemon.start(config, common, actions=actions) | {"already": False}
+        answer = daemon.start(config, common, actions=actions, log_format=log_format) | {"already": False}
     else:
         answer = {"pid": already.pid, "data_dir": str(directory), "already": True}
     if common.json:
@@ -98,13 +104,14 @@ def down(common: Common) -> int:
 
 
 @command(app, "serve", panel=SERVERS)
-def serve(common: Common, actions: Actions = False) -> int:
+def serve(common: Common, actions: Actions = False, log_format: Logs = None) -> int:
     """Flush and evict until SIGTERM or Ctrl-C, on the servers that are configured; embedded ones are started.
 
     With admin.port also a dashboard, probes and metrics at that port.
     """
     config = common.load()
-    return _serve(config, common, actions=actions, ready_fd=None, port=config.admin.port)
+    form = log_format or LogFormat(config.admin.log_format)
+    return _serve(config, common, form, actions=actions, ready_fd=None, port=config.admin.port)
 
 
 def _alive(directory: Path) -> list[str]:
@@ -123,11 +130,14 @@ def _any_port(config: "Config") -> int | None:
     return 0
 
 
-def _serve(config: "Config", common: Common, *, actions: bool, ready_fd: int | None, port: int | None) -> int:
+def _serve(
+    config: "Config", common: Common, form: LogFormat, *, actions: bool, ready_fd: int | None, port: int | None
+) -> int:
     import asyncio
 
     from cenote.cli import reach
-    from cenote.cli.serving import dashboard, log_to_stderr, until_signal
+    from cenote.cli.logs import log_to_stderr
+    from cenote.cli.serving import dashboard, until_signal
 
     directory = reach.data_dir(config) if reach.embedded_names(config) else None
 
@@ -145,7 +155,7 @@ def _serve(config: "Config", common: Common, *, actions: bool, ready_fd: int | N
             print(_greeting(answer), flush=True)
 
     try:
-        with log_to_stderr():
+        with log_to_stderr(form, config.namespace):
             beside = partial(dashboard, port=port, actions=actions, directory=directory)
             asyncio.run(until_signal(config, ready, beside))
     finally:

@@ -1,10 +1,9 @@
 """Serving until a signal comes: the store is open, the flusher competes for its lease, servers are watched over."""
 
 import asyncio
-import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from cenote.cli.reach import opened
@@ -13,24 +12,6 @@ from cenote.errors import SetupError
 from cenote.store import Store
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-@contextmanager
-def log_to_stderr() -> Iterator[None]:
-    """What happens, with its time, for whoever watches or reads the log later."""
-    logger = logging.getLogger("cenote")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
 
 
 @asynccontextmanager
