@@ -42,6 +42,7 @@ from cenote.sections import (
     SqlConfig,
     StateConfig,
     TasksConfig,
+    TelemetryConfig,
     Url,
 )
 
@@ -49,7 +50,8 @@ __all__ = [
     "AdminConfig", "CacheConfig", "CheckpointsConfig", "Config", "ConflictsConfig", "EmbeddedConfig", "FlushConfig",
     "HealthConfig", "KnowledgeConfig", "KvConfig", "MemoryConfig", "MessagesConfig", "Names",
     "RepairConfig", "RetryConfig",
-    "RoutesConfig", "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "Url", "load", "origins", "shown",
+    "RoutesConfig", "SessionConfig", "SqlConfig", "StateConfig", "TasksConfig", "TelemetryConfig",
+    "Url", "load", "origins", "shown",
 ]  # fmt: skip
 
 TEMPORARY: Final = ":temporary:"
@@ -98,6 +100,7 @@ class Config(BaseSettings):
     health: HealthConfig = Field(default_factory=HealthConfig)
     embedded: EmbeddedConfig = Field(default_factory=EmbeddedConfig)
     admin: AdminConfig = Field(default_factory=AdminConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -68,6 +68,10 @@ async def _connected(config: Config, servers: Servers | None) -> Machines:
         undo.push_async_callback(db.close)
         core = Core(config, names, link, db, new_writer_id())
         undo.push_async_callback(core.close)
+        if config.telemetry.traces:
+            from cenote.engine.spans import Spans  # OpenTelemetry is imported by those who want it
+
+            core.spans = Spans(config)
         core.owned = servers is not None and servers.nats is not None
         if config.migrates or config.flush.enabled:
             await _checked(core)

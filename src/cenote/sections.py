@@ -276,6 +276,14 @@ class HealthConfig(_Section):
     window_s: Seconds = Field(default=10, description="what is judged: the last so many seconds")
 
 
+class TelemetryConfig(_Section):
+    """OpenTelemetry; `/metrics` needs none of it."""
+
+    traces: bool = Field(
+        default=False, description="make spans of verbs and flushes, for an SDK in the program: docs/monitoring.md"
+    )
+
+
 class EmbeddedConfig(_Section):
     """The servers that come in wheels."""
 

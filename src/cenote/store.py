@@ -62,6 +62,8 @@ class Store(StoreHealth, StoreRepair):
         self._core = machines.core
         self._servers = servers
         self._closed = False
+        spans = machines.core.spans
+        self._agent_class = AgentState if spans is None else spans.verbs_of(AgentState)
 
     def agent(self, agent_id: str | UUID) -> AgentState:
         """The state of one agent: named by a UUID (or its canonical lower-case text), or by any other text of 1 to
@@ -69,7 +71,7 @@ class Store(StoreHealth, StoreRepair):
         agent = agent_ref(agent_id)
         reserved = RESERVED_AGENTS.get(agent)
         machines = self._machines if reserved is None else reading_only(self._machines, reserved)
-        return AgentState(machines, agent)
+        return self._agent_class(machines, agent)
 
     @cached_property
     def agents(self) -> Agents:

@@ -50,7 +50,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "conflicts.ttl_s": 604_800, "conflicts.count_max": 100_000,
         "retry.base_ms": 5, "retry.wait_ms_max": 5000, "retry.deadline_ms": 15000,
         "health.sql_ms_max": 10, "health.window_s": 10,
-        "admin.log_format": "text",
+        "admin.log_format": "text", "telemetry.traces": False,
         "admin.host": "127.0.0.1",
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from cenote import limits
 from cenote.config import Config
@@ -42,6 +43,9 @@ from cenote.naming import Names
 from cenote.retry import Backoff
 from cenote.sql.pool import Database
 from cenote.sql.state import StateTable
+
+if TYPE_CHECKING:
+    from cenote.engine.spans import Spans
 
 log = logging.getLogger("cenote.engine")
 
@@ -103,6 +107,8 @@ class Core:
         """The connection over which KV is known to be no older than SQL: reads from KV need that (F-wait)."""
         self.owned = False
         """Whether the KV server is an embedded one: those do not come up before nothing can be lost."""
+        self.spans: Spans | None = None
+        """Set where traces are asked for."""
         self.volunteer: Callable[[], Awaitable[None]] | None = None
         """Compares KV with SQL, if nobody flushes; set by whoever wires the machines."""
         self.trim: Callable[[], Awaitable[None]] | None = None

@@ -238,7 +238,9 @@ class Hand:
         batch = build(taken, self.tenure.epochs, self._prefix_length, self.tenure.first_pass)
         started = time.monotonic()
         if batch.rows or batch.poison:
-            await self._until_committed(batch, max((one.message.sequence, one.message.time_us) for one in taken))
+            high_water = max((one.message.sequence, one.message.time_us) for one in taken)
+            flush, rows = self._until_committed(batch, high_water), len(batch.rows) + len(batch.poison)
+            await (flush if core.spans is None else core.spans.flushing(flush, rows))
         if points.armed:
             await points.hit("flush.committed")
         await self._names.register(batch.agents, batch.rows)
