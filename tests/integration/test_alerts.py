@@ -106,6 +106,13 @@ def test_promtool_takes_the_rules_and_they_fire(tmp_path: Path, capsys: pytest.C
         "CenoteNatsIsAway": {'cenote_health{check="jetstream"}': "2x10"},
         "CenotePostgresqlWentBack": {"cenote_sql_commits_lost_total": "0 0 3x8"},
         "CenoteFlushesFail": {'cenote_flush_errors_total{error="UnavailableError"}': "0+5x20"},
+        "CenoteLagIsHigh": {
+            'cenote_consistency_lag_window_seconds{window="1m",quantile="0.95"}': "0.6x20",
+            "cenote_consistency_window_seconds": "0.5x20",
+        },
+        "CenoteWritesAreLate": {
+            "cenote_consistency_violations_total": "0+10x30", "cenote_flushed_rows_total": "0+100x30",
+        },
         "CenoteDifferencesAreLeft": {
             'cenote_repair_differences_total{kind="blob_missing"}': "1x10",
             'cenote_repairs_total{kind="blob_missing"}': "0x10",
@@ -118,7 +125,8 @@ def test_promtool_takes_the_rules_and_they_fire(tmp_path: Path, capsys: pytest.C
         {
             "interval": "1m", "input_series": [{"series": name, "values": values} for name, values in series.items()],
             "alert_rule_test": [{
-                "eval_time": "15m" if "Fail" in name or "Pool" in name else "8m", "alertname": name,
+                "eval_time": "15m" if rules[name]["for"] in ("5m", "10m") or "Pool" in name else "8m",
+                "alertname": name,
                 "exp_alerts": [] if series is quiet else [
                     {"exp_labels": rules[name]["labels"], "exp_annotations": rules[name]["annotations"]}
                 ],

@@ -48,8 +48,15 @@ RULES: Final = (
         "Migrations are missing, or the schema does not fit.",
     ),
     Rule(
-        "CenoteLagIsHigh", 'max(cenote_consistency_lag_window_seconds{window="1m",quantile="0.95"}) > 0.2', "5m",
-        "warning", "One write in twenty takes longer than the consistency window.",
+        "CenoteLagIsHigh",
+        'max(cenote_consistency_lag_window_seconds{window="1m",quantile="0.95"})'
+        " > max(cenote_consistency_window_seconds)",
+        "5m", "warning", "One write in twenty takes longer than the consistency window.",
+    ),
+    Rule(
+        "CenoteWritesAreLate",
+        "max(rate(cenote_consistency_violations_total[5m])) / max(rate(cenote_flushed_rows_total[5m])) > 0.01",
+        "10m", "warning", "More than one write in a hundred takes longer than the consistency window.",
     ),
     Rule(
         "CenoteFlushesFail", "sum(rate(cenote_flush_errors_total[5m])) > 0", "5m", "warning",
