@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -90,6 +91,11 @@ async def test_what_a_process_without_servers_tells(cenote_servers: TestServers)
             assert ("cenote_dirty_keys", ()) not in told, "nobody can know"
 
 
+def installed(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+
+
 def run(*command: object, cwd: Path) -> str:
     done = subprocess.run([str(one) for one in command], cwd=cwd, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,6 +103,7 @@ def run(*command: object, cwd: Path) -> str:
 
 
 def test_promtool_takes_the_rules_and_they_fire(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    installed("promtool")
     (tmp_path / "alerts.yml").write_text(Cli(capsys, [])("alerts").out)
     assert f"{len(alerts.RULES)} rules found" in run("promtool", "check", "rules", "alerts.yml", cwd=tmp_path)
     fires: dict[str, dict[str, str]] = {
@@ -190,6 +197,7 @@ async def test_every_query_returns_a_series_under_load(
     cenote_servers: TestServers, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     """Every rule and every graph; and the rule for dead letters fires."""
+    installed("prometheus")
     async with cenote.open(**cenote_servers.fresh()) as store, served(store) as target:
         await used(store)
         stop = asyncio.Event()
