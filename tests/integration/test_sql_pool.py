@@ -165,6 +165,72 @@ async def test_a_demoted_primary_loses_all_its_connections(pg: PgServer) -> None
     await db.close()
 
 
+async def test_a_connection_is_at_hand_for_the_next_call(pg: PgServer) -> None:
+    """Calls one after another never ask the pool; whoever counts sees nothing in use."""
+    db = named(pg, pool_min=0, pool_max=3)
+    first = await db.fetchval("SELECT pg_backend_pid()")
+    pool, asked = db._pool, 0
+
+    class Counted:
+        def __getattr__(self, name: str) -> object:
+            nonlocal asked
+            asked += name in ("acquire", "release")
+            return getattr(pool, name)
+
+    db._pool = Counted()
+    for _ in range(20):
+        assert await db.fetchval("SELECT pg_backend_pid()") == first
+        async with db.connection() as con:
+            assert await con.fetchval("SELECT pg_backend_pid()") == first
+            assert db.use()[:2] == (1, 1)
+        assert db.use()[:2] == (0, 1)
+    assert asked == 0
+    with pytest.raises(CenoteError):
+        await db.execute("SELECT 1/0")
+    assert asked == 1, "what failed goes through the pool"
+    await db.close()
+    assert await connections(pg, db) == 0
+
+
+async def test_what_is_at_hand_is_not_used_when_it_is_lost_or_expired(pg: PgServer) -> None:
+    db = named(pg, pool_min=0, pool_max=2)
+    async with db.connection() as held:
+        old = await held.fetchval("SELECT pg_backend_pid()")
+        at_hand = await db.fetchval("SELECT pg_backend_pid()")
+        await db.expire()
+        fresh = await db.fetchval("SELECT pg_backend_pid()")
+        assert fresh not in (old, at_hand)
+    async with db.connection() as one, db.connection() as other:
+        pids = {await con.fetchval("SELECT pg_backend_pid()") for con in (one, other)}
+        assert not pids & {old, at_hand}, "the one that was in use when all expired is replaced, too"
+    stranger = named(pg, pool_min=0, pool_max=1)
+    await stranger.fetch("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS t (pid)", list(pids))
+    for pid in pids:
+        await until(lambda pid=pid: _is_gone(stranger, pid), 5)
+
+    async def another() -> bool:
+        try:
+            return await db.fetchval("SELECT pg_backend_pid()") not in pids
+        except UnavailableError:
+            return False  # this process has not heard yet that they are gone
+
+    await until(another, 5)
+    await stranger.close()
+    await db.close()
+
+
+async def _is_gone(db: Database, pid: int) -> bool:
+    return not await db.fetchval("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
+
+
+async def test_what_others_wait_for_is_not_kept(pg: PgServer) -> None:
+    db = named(pg, pool_min=0, pool_max=2)
+    assert sorted(await asyncio.gather(*(db.fetchval("SELECT $1::int", n) for n in range(50)))) == list(range(50))
+    assert db.use()[:2] == (0, 2)
+    assert await connections(pg, db) == 2
+    await db.close()
+
+
 @pytest.mark.parametrize(
     ("url", "kind"),
     [

@@ -5,6 +5,7 @@ import json
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 import cenote
@@ -149,23 +150,46 @@ async def test_archived_tasks_leave_after_their_retention(cenote_servers: TestSe
 
 
 async def test_what_a_claim_and_a_finish_write(cenote_store: Store) -> None:
-    """So many records of the write-ahead log for a task: a new index would be seen here."""
+    """So many records and bytes of the write-ahead log for a task: a new index would be seen here."""
     tasks, db = cenote_store.tasks, cenote_store._core.db
     await tasks.add_many([{"task_type": "dive", "payload": n} for n in range(300)])
     await tasks.complete(await tasks.claim("dive", limit=100))  # the pages' first change is written whole
     async with db.connection() as con:
         token, queue = uuid4(), f"{cenote_store.config.names.schema('tasks')}.queue"
 
-        async def records(name: str, *arguments: object) -> float:
+        async def written(name: str, *arguments: object) -> tuple[float, float]:
             text = (await con.fetch(f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {db.queries[name]}", *arguments))[0][0]
-            return float(json.loads(text)[0]["Plan"]["WAL Records"]) / 100
+            plan = json.loads(text)[0]["Plan"]
+            return plan["WAL Records"] / 100, plan["WAL Bytes"] / 100
 
         transaction = con.transaction()
         await transaction.start()
-        claim = await records("claim_tasks", ["dive"], 100, token, "me", timedelta(minutes=1))
+        claim, claim_bytes = await written("claim_tasks", ["dive"], 100, token, "me", timedelta(minutes=1))
         ids = [row[0] for row in await con.fetch(f"SELECT task_id FROM {queue} WHERE token = $1", token)]
-        finish = await records("complete_tasks", ids, token, None, None)
+        finish, finish_bytes = await written("complete_tasks", ids, token, None, None)
         await transaction.rollback()
     assert len(ids) == 100
     assert 3 <= claim <= 4.5  # the lock, the new version, two indexes; now and then a page is split
     assert 2 <= finish <= 4.2  # the new version, two indexes; now and then a page is cleaned
+    assert claim_bytes + finish_bytes <= 750  # 670 of them; another index adds 80 and more
+
+
+async def test_a_claim_and_a_finish_are_a_statement_each(cenote_servers: TestServers) -> None:
+    """Nothing else is said to PostgreSQL, and a connection is at hand between them: the pool is not asked."""
+    async with cenote.open(**cenote_servers.fresh(sql__pool_min=1, sql__pool_max=1, flush__enabled=False)) as store:
+        tasks, db, said = store.tasks, store._core.db, list[str]()
+        await tasks.add_many([{"task_type": "dive", "payload": n} for n in range(220)])
+        await tasks.complete(await tasks.claim("dive", limit=10))
+
+        async def listen(query: asyncpg.connection.LoggedQuery) -> None:
+            said.append(query.query)
+
+        async with db.connection() as con:
+            con.add_query_logger(listen)
+        for _ in range(2):
+            await tasks.complete(await tasks.claim("dive", limit=100))
+        async with db.connection() as con:
+            con.remove_query_logger(listen)
+        await asyncio.sleep(0)
+        assert said == [db.queries["claim_tasks"], db.queries["complete_tasks"]] * 2
+        assert (await tasks.counts("dive"))["done"] == 210

@@ -89,6 +89,8 @@ async def test_claims_look_at_no_more_than_they_take(cenote_store: Store) -> Non
                 if node.get("Relation Name") == "queue" and node["Node Type"] != "ModifyTable":
                     assert node["Node Type"] in ("Index Scan", "Tid Scan"), (mode, name, node)
                     assert node["Actual Rows"] * node["Actual Loops"] <= 6, (mode, name, node)
+                # What was found is written down once, in the array: claims of 100 took a quarter longer with CTEs.
+                assert name != "claim_tasks" or node["Node Type"] != "CTE Scan", (mode, node)
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -73,10 +73,15 @@ def listed(tasks: object) -> Sequence[Task]:
 def by_claim(tasks: Sequence[Task]) -> dict[UUID, list[UUID]]:
     """Ids by the claim that took them."""
     found: dict[UUID, list[UUID]] = {}
+    last: UUID | None = None
+    ids: list[UUID] = []
     for one in tasks:
-        if one.token is None:
-            raise RejectedError(f"task {one.id}: it was not claimed", hint="take it from `claim` or `work`")
-        found.setdefault(one.token, []).append(one.id)
+        if one.token is not last or last is None:  # those of a claim share theirs: it is hashed once
+            last = one.token
+            if last is None:
+                raise RejectedError(f"task {one.id}: it was not claimed", hint="take it from `claim` or `work`")
+            ids = found.setdefault(last, [])
+        ids.append(one.id)
     return found
 
 

@@ -6,7 +6,6 @@ from typing import Any, Final, NotRequired, TypedDict
 from uuid import UUID
 
 import msgspec
-from msgspec.structs import replace
 
 from cenote import limits
 from cenote.errors import RejectedError
@@ -20,7 +19,7 @@ from cenote.sql.tasks import Claimed, NewRow, TaskRow, Times
 STATUSES: Final = ("pending", "running", "retry", "done", "failed", "cancelled", "expired")
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True):
+class Task(msgspec.Struct, frozen=True):
     """Something that is to be done. Times are PostgreSQL's, UTC. (A Struct: as a dataclass it took as long to make as
     PostgreSQL takes to claim it.)
 
@@ -147,36 +146,21 @@ def task(row: TaskRow) -> Task:
 
 
 def held(rows: Sequence[Claimed], token: UUID, worker: str) -> list[Task]:
-    """Tasks that a claim took. What they have in common is set once: a Struct is copied in a quarter of the time that
-    it takes to be made, and a worker waits for these."""
-    if not rows:
-        return []
-    first = rows[0]
-    like = Task(
-        id=first.task_id, type="", payload=None, metadata={}, status="running", priority=0, attempts=0, attempts_max=0,
-        created_at=first.created_at, run_at=first.run_at, expires_at=None, lease_until=first.lease_until, token=token,
-        worker=_plain(worker), dedupe_key=None, last_error=None, result=None, finished_at=None,
-    )  # fmt: skip
+    """Tasks that a claim took. Their fields are given by position: that takes a third of the time, and a worker waits
+    for these."""
+    name = _plain(worker)
     return [
-        replace(
-            like,
-            id=row.task_id,
-            type=_plain(row.task_type),
-            payload=decoded(row.payload, row.raw),
-            metadata={}
-            if row.metadata is None and row.metadata_raw is None
-            else decoded(row.metadata, row.metadata_raw),
-            priority=row.priority,
-            attempts=row.attempts,
-            attempts_max=row.attempts_max,
-            created_at=row.created_at,
-            run_at=row.run_at,
-            expires_at=row.expires_at,
-            dedupe_key=row.dedupe_key and _plain(row.dedupe_key),
-            last_error=row.last_error and _plain(row.last_error),
+        Task(
+            task_id, _plain(kind), decoded(payload, raw),
+            {} if metadata is None and metadata_raw is None else decoded(metadata, metadata_raw), "running", priority,
+            attempts, attempts_max, created, run_at, expires, until, token, name, dedupe and _plain(dedupe),
+            error and _plain(error), None, None,
         )
-        for row in rows
-    ]
+        for (
+            created, run_at, until, task_id, kind, payload, raw, metadata, metadata_raw, priority, attempts,
+            attempts_max, expires, dedupe, error,
+        ) in rows
+    ]  # fmt: skip
 
 
 def same(one: Task, other: Task) -> bool:

@@ -3,7 +3,7 @@
 The pool opens at the first use: a process that neither flushes nor reads SQL opens no connection. asyncpg's
 pool does the keeping; ours are the maximum lifetime, the distinction between "all in use" and "not
 reachable", the mapping of errors, and the going away of a primary that was demoted (25006) while its
-connections live on.
+connections live on; and that a connection which was left clean stays at hand for the next call (`parked.py`).
 
 A cancelled call never poisons the pool: asyncpg cancels the statement on the server, and its release,
 shielded, waits for that before the connection is handed out again.
@@ -24,6 +24,7 @@ from cenote.naming import Names
 from cenote.retry import Circuit
 from cenote.sql.errors import FOREIGN, TIER, bad_url, is_read_only, translated
 from cenote.sql.loader import Queries
+from cenote.sql.parked import Parked
 
 if TYPE_CHECKING:
     from cenote.config import RetryConfig, SqlConfig
@@ -114,6 +115,7 @@ class Database:
         self._releasing: set[asyncio.Future[None]] = set()
         self._circuit = Circuit(config.outage_after_ms)
         self._trying: asyncio.Task[None] | None = None
+        self._parked = Parked(lambda con: self._let_go(self._pool, con))
         self._closed = False
         self.timeouts = 0  # calls that got no connection in time, since the start of this process
         self.retries = 0  # transactions that were run again because PostgreSQL asked for it
@@ -140,12 +142,13 @@ class Database:
         """
         self._demand()
         pool = await self._opened()
-        con = await self._acquired(pool, timeout_ms)
+        con, well = await self._acquired(pool, timeout_ms), False
         try:
             con._con.strange = strange  # the pool hands out a proxy; this is the connection behind it
             yield con
+            well = True
         finally:
-            await self._released(pool, con)
+            await self._released(pool, con, well)
 
     async def mapped(self, error: BaseException) -> CenoteError:
         """Our error for one of asyncpg's, after doing what it asks for: `raise await db.mapped(error) from
@@ -185,13 +188,14 @@ class Database:
         pool, first = self._pool, next(iter(self._waits.values()), None)
         size = 0 if pool is None else pool.get_size()
         waited_ms = 0 if first is None else int((time.monotonic() - first) * 1000)
-        used = 0 if pool is None else size - pool.get_idle_size()
+        used = 0 if pool is None else size - pool.get_idle_size() - len(self._parked)
         return PoolUse(used, size, self.config.pool_max, len(self._waits), waited_ms)
 
     async def expire(self) -> None:
         """Replace every connection by a new one before its next use."""
         if self._pool is not None:
             await self._pool.expire_connections()
+            self._parked.clear()
 
     @property
     def out(self) -> bool:
@@ -204,6 +208,7 @@ class Database:
         if self._trying is not None:
             self._trying.cancel()
             await asyncio.gather(self._trying, return_exceptions=True)
+        self._parked.clear()
         async with self._opening:
             pool, self._pool = self._pool, None
         if pool is None:
@@ -236,15 +241,16 @@ class Database:
         began = time.monotonic()
         try:
             pool = self._pool or await self._opened()
-            con = await self._acquired(pool, timeout_ms)
+            con, well = await self._acquired(pool, timeout_ms), False
             try:
                 found = await method(con._con, query, *args, timeout=None if timeout_ms is None else timeout_ms / 1000)
                 self._circuit.answered()
+                well = True
                 return found
             except FOREIGN as error:
                 raise await self.mapped(error) from error
             finally:
-                await self._released(pool, con)
+                await self._released(pool, con, well)
         except asyncio.CancelledError:
             if time.monotonic() - began > _LONG_S:  # a caller of less patience than the driver has
                 self._noted(UnavailableError("PostgreSQL did not answer in time", tier=TIER))
@@ -302,6 +308,9 @@ class Database:
             )
 
     async def _acquired(self, pool: Any, timeout_ms: float | None) -> Any:
+        con = self._parked.take(self.config.max_lifetime_s)
+        if con is not None:
+            return con
         limit_s = self.config.acquire_timeout_s
         if timeout_ms is not None:
             limit_s = min(limit_s, timeout_ms / 1000)
@@ -351,20 +360,24 @@ class Database:
             with suppress(CenoteError):
                 await self._ask(asyncpg.Connection.fetchval, "SELECT 1", (), _TRY_MS)
 
-    async def _released(self, pool: Any, con: Any) -> None:
+    async def _released(self, pool: Any, con: Any, well: bool) -> None:
+        if well and not self._waits and not self._closed and self._parked.put(con):
+            return
         # On failure asyncpg terminates the connection and frees its place; what the caller got, or the error
         # that is on its way to it, says more than this one.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            # A caller whose time is over does not wait until PostgreSQL has heard of it.
-            release = asyncio.ensure_future(pool.release(con, timeout=CANCEL_TIMEOUT_S))
-            self._releasing.add(release)
-            release.add_done_callback(self._let_go)
+            self._let_go(pool, con)  # a caller whose time is over does not wait until PostgreSQL has heard of it
             return
         with suppress(*FOREIGN):
             await pool.release(con, timeout=CANCEL_TIMEOUT_S)
 
-    def _let_go(self, release: asyncio.Future[None]) -> None:
+    def _let_go(self, pool: Any, con: Any) -> None:
+        release = asyncio.ensure_future(pool.release(con, timeout=CANCEL_TIMEOUT_S))
+        self._releasing.add(release)
+        release.add_done_callback(self._gone)
+
+    def _gone(self, release: asyncio.Future[None]) -> None:
         self._releasing.discard(release)
         if not release.cancelled():
             release.exception()  # retrieved: see above
