@@ -226,12 +226,16 @@ async def test_every_query_returns_a_series_under_load(
                                 left.append(query)
                         return left
 
-                    async def answers() -> bool:
+                    async def ready() -> bool:
                         try:
-                            return not await empty()
+                            return (await client.get("/-/ready")).status_code == 200
                         except httpx.TransportError:
                             return False
 
+                    async def answers() -> bool:
+                        return not await empty()
+
+                    await reached(ready, "a Prometheus", within_s=60)
                     try:
                         await reached(answers, "a series for every query", within_s=60)
                     except AssertionError:
