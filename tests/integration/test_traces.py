@@ -119,6 +119,23 @@ async def test_an_error_is_a_status_and_a_class(cenote_servers: TestServers, exp
     assert SECRET not in "".join(span.to_json() for span in exporter.get_finished_spans())
 
 
+async def test_verbs_belong_to_the_callers_span_and_flushes_to_none(
+    cenote_servers: TestServers, exporter: InMemorySpanExporter
+) -> None:
+    """The flusher begins while the store is opened: its spans must not belong to whatever span that was in."""
+    tracer = trace.get_tracer("a program")
+    with tracer.start_as_current_span("opening", attributes={"db.operation.name": "-"}):
+        store = await cenote.open(**cenote_servers.fresh(telemetry__traces=True))
+    async with store:
+        with tracer.start_as_current_span("outer", attributes={"db.operation.name": "-"}) as outer:
+            await store.agent("ant").put("k", 1, durability="sql")
+        await reached(lambda: named(exporter, "flush_batch"), "a flush")
+    (put,) = named(exporter, "put")
+    assert put.parent is not None
+    assert put.parent.span_id == outer.get_span_context().span_id
+    assert [span.parent for span in named(exporter, "flush_batch")] == [None] * len(named(exporter, "flush_batch"))
+
+
 async def test_without_the_setting_nothing_is_wrapped(
     cenote_servers: TestServers, exporter: InMemorySpanExporter
 ) -> None:

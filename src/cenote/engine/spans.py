@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from cenote.config import Config
@@ -57,8 +58,9 @@ class Spans:
         return type(agent.__name__, (agent,), {"__doc__": agent.__doc__, "__module__": agent.__module__, **verbs})
 
     async def flushing(self, flush: Awaitable[T], rows: int) -> T:
-        """Await the flush of one batch within a span."""
-        with self._span("flush_batch", _POSTGRESQL, size=rows):
+        """Await the flush of one batch within a span that has no parent: the flusher's tasks inherit the context in
+        which the store was opened, and what it flushes for days is no part of that."""
+        with self._span("flush_batch", _POSTGRESQL, size=rows, parent=Context()):
             return await flush
 
     def _within(self, plain: Callable[..., Awaitable[Any]], verb: str, system: str) -> Callable[..., Awaitable[Any]]:
@@ -71,7 +73,9 @@ class Spans:
         return traced
 
     @contextmanager
-    def _span(self, operation: str, system: str, *, agent: str | None = None, size: int = 0) -> Iterator[None]:
+    def _span(
+        self, operation: str, system: str, *, agent: str | None = None, size: int = 0, parent: Context | None = None
+    ) -> Iterator[None]:
         place = self._places[system]
         told = place.attributes | {"db.operation.name": operation}
         own: dict[str, str | int] = {} if agent is None else {"gen_ai.agent.id": agent}
@@ -79,7 +83,7 @@ class Spans:
             own["db.operation.batch.size"] = size
         began_s = time.monotonic()
         with self._tracer.start_as_current_span(
-            f"{operation} {place.collection}", kind=SpanKind.CLIENT, attributes=told | own, record_exception=False,
+            f"{operation} {place.collection}", parent, SpanKind.CLIENT, told | own, record_exception=False,
             set_status_on_exception=False,
         ) as span:  # fmt: skip
             try:
