@@ -96,7 +96,10 @@ async def another(asking: httpx.AsyncClient, than: int) -> bool:
 
 
 async def well(asking: httpx.AsyncClient) -> bool:
-    found = await answers(asking)
+    try:
+        found = await answers(asking)
+    except AssertionError:
+        return False  # some part is back already, and another one is not
     return all(status == 200 and not errors(document) for status, _, document in found.values())
 
 

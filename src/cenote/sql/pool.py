@@ -46,6 +46,8 @@ SERVER_SETTINGS: Final = {
     "jit": "off",  # ours are short statements; compiling one costs more than it can win
 }
 
+log = logging.getLogger("cenote.sql")
+
 # One traceback for each failed attempt to refill the pool: the call that needs a connection reports the same.
 logging.getLogger("asyncpg.pool").addFilter(lambda record: "connection floor" not in record.getMessage())
 
@@ -341,12 +343,16 @@ class Database:
             self._circuit.answered()
             return error
         self._circuit.failed()
+        self._keep_trying()
+        return error
+
+    def _keep_trying(self) -> None:
         if (self._trying is None or self._trying.done()) and not self._closed:
             self._trying = asyncio.create_task(self._try_again(), name="cenote-sql-circuit")
-        return error
 
     def _demand(self) -> None:
         if self._circuit.out:
+            self._keep_trying()
             error = UnavailableError(
                 f"PostgreSQL {self._circuit.words}", tier=TIER, hint="is it up? see: cenote doctor"
             )
@@ -357,8 +363,12 @@ class Database:
         """Until an answer comes, by whoever asks."""
         while self._circuit.failing:
             await asyncio.sleep(_TRY_S)
-            with suppress(CenoteError):
+            try:
                 await self._ask(asyncpg.Connection.fetchval, "SELECT 1", (), _TRY_MS)
+            except CenoteError:
+                pass
+            except Exception as error:  # noqa: BLE001 - whatever asyncpg meets in a lost connection, trying goes on
+                log.warning("a try whether PostgreSQL is back ended with %r", error)
 
     async def _released(self, pool: Any, con: Any, well: bool) -> None:
         if well and not self._waits and not self._closed and self._parked.put(con):
