@@ -364,7 +364,8 @@ class Database:
         while self._circuit.failing:
             await asyncio.sleep(_TRY_S)
             try:
-                await self._ask(asyncpg.Connection.fetchval, "SELECT 1", (), _TRY_MS)
+                async with asyncio.timeout(2 * _TRY_MS / 1000):
+                    await self._ask(asyncpg.Connection.fetchval, "SELECT 1", (), _TRY_MS)
             except CenoteError:
                 pass
             except Exception as error:  # noqa: BLE001 - whatever asyncpg meets in a lost connection, trying goes on
