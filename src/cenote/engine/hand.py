@@ -337,9 +337,9 @@ class Hand:
         now_ms = core.link.server_now_ms()
         if batch.rows:
             # A new durable delivers everything that is live once more; what SQL has had already has no lag.
-            fresh = [row for row in batch.rows if row.version > self.tenure.seen_before]
-            if self._lag.record([now_ms - row.kv_time_us / 1000 for row in fresh]):
-                core.late.note(fresh)
+            seen = self.tenure.seen_before
+            if self._lag.record([now_ms - row.kv_time_us / 1000 for row in batch.rows if row.version > seen]):
+                core.late.note(row for row in batch.rows if row.version > seen)
             board.committed_ms = now_ms
             core.counts.commits += 1
             core.counts.flush_ms += took_ms
