@@ -22,5 +22,5 @@ compile() {
 
 # The build backend is locked too: an editable install then needs no second, unlocked environment.
 compile run --extra embedded --extra dashboard --all-build-deps
-compile dev --extra embedded --extra documents --extra embed --extra dashboard --extra dev --all-build-deps --constraint requirements/run.txt
+compile dev --extra embedded --extra documents --extra embed --extra dashboard --extra langgraph --extra dev --all-build-deps --constraint requirements/run.txt
 echo "wrote requirements/run.txt ($(grep -c == requirements/run.txt)) and requirements/dev.txt ($(grep -c == requirements/dev.txt))"

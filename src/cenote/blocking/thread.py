@@ -16,7 +16,7 @@ class LoopThread:
     """The background thread of one store. After `stop` it takes no call, and what was under way has ended."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._stopped = False
@@ -48,7 +48,7 @@ class LoopThread:
             with self._lock:
                 if self._stopped:
                     raise SetupError("this store is closed", hint="open it again with cenote.blocking.open()")
-                future = asyncio.run_coroutine_threadsafe(work, self._loop)
+                future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except BaseException:
             work.close()
             raise
@@ -64,7 +64,7 @@ class LoopThread:
             if self._stopped:
                 return
             self._stopped = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
 
     def _check(self) -> None:
@@ -77,14 +77,14 @@ class LoopThread:
             raise RejectedError("a change function must not call the store: it runs on the store's own thread")
 
     def _work(self) -> None:
-        asyncio.set_event_loop(self._loop)
+        asyncio.set_event_loop(self.loop)
         try:
-            self._loop.run_forever()
-            tasks = asyncio.all_tasks(self._loop)
+            self.loop.run_forever()
+            tasks = asyncio.all_tasks(self.loop)
             for task in tasks:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
         finally:
-            self._loop.close()
+            self.loop.close()

@@ -3,6 +3,7 @@
 A test compares the signatures with those of the originals; their docstrings are authoritative.
 """
 
+import asyncio
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -236,6 +237,10 @@ class Store(WarmUp, StoreHealth, StorePast, StoreRepair, StoreRestores):
     def servers(self) -> dict[str, Any] | None:
         """What runs embedded; see `cenote.Store.servers`."""
         return self._store.servers
+
+    def inside(self) -> tuple[stores.Store, asyncio.AbstractEventLoop]:
+        """The async store and the event loop on which it lives, for adapters that bring their own coroutines."""
+        return self._store, self._thread.loop
 
     def agent(self, agent_id: str | UUID) -> AgentState:
         """The state of one agent; see `cenote.Store.agent`."""
