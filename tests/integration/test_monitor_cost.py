@@ -40,6 +40,7 @@ def unwatched(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.judge
 @pytest.mark.alone
+@pytest.mark.timeout(900)
 async def test_watching_costs_little_of_a_put_and_of_a_flushed_row(
     cenote_servers: TestServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
