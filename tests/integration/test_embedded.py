@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -145,6 +146,28 @@ async def test_a_temporary_directory_vanishes_with_its_last_user(tmp_path: Path)
     assert second.data_dir.exists()
     await second.release()
     assert not second.data_dir.exists()
+
+
+ATEXIT = """
+import atexit, sys
+from cenote import blocking
+
+store = blocking.open(data_dir=sys.argv[1])
+atexit.register(store.close)
+store.agent("ant").put("k", 1)
+"""
+
+
+async def test_who_closes_at_exit_stops_the_servers(tmp_path: Path) -> None:
+    user = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ATEXIT, str(tmp_path), stderr=asyncio.subprocess.PIPE
+    )
+    _, words = await user.communicate()
+    assert user.returncode == 0
+    assert words == b""
+    found = inspect(tmp_path)
+    assert found
+    assert (found["nats"], found["postgres"]) == (None, None)
 
 
 async def test_a_killed_user_leaves_a_temporary_directory_to_the_next(tmp_path: Path) -> None:

@@ -21,5 +21,11 @@ async def settle(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `function` in a thread; the locks around this call are not freed under it."""
-    return await settle(asyncio.to_thread(function, *args, **kwargs))
+    """Run `function` in a thread; the locks around this call are not freed under it. At the exit of the interpreter,
+    where `atexit` closes what somebody left open, there are no such threads any more: then it runs here."""
+    try:
+        return await settle(asyncio.to_thread(function, *args, **kwargs))
+    except RuntimeError as error:
+        if "cannot schedule new futures" not in str(error):
+            raise
+        return function(*args, **kwargs)
