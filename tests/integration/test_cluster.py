@@ -17,6 +17,8 @@ from cenote.testing import TestServers
 from witness import Violation, demand, evict_all, in_kv
 
 STREAM_PAUSE_S = 0.2
+TRIES = 5
+"""Which server answers is left to chance, and one that lags for long may be brought up to date."""
 
 
 def settings(servers: TestServers, kv: Cluster, *only: int, first: int = 0, **overrides: Any) -> dict[str, Any]:
@@ -40,9 +42,24 @@ async def lagging(kv: Cluster, store: Store) -> None:
             if None in answers and not all(answer is None for answer in answers):
                 assert sum(gate.held for gate in kv.gates)
                 return
-            for gate in kv.gates:
-                gate.heal()
+            heal(kv)
             await asyncio.sleep(STREAM_PAUSE_S)
+
+
+def heal(kv: Cluster) -> None:
+    for gate in kv.gates:
+        gate.heal()
+
+
+async def violation(store: Store, removal: Callable[[pytest.MonkeyPatch], None], name: str) -> str | None:
+    """What is seen to break without a part of the rule; None: whoever answered happened to know."""
+    with pytest.MonkeyPatch.context() as patch:
+        removal(patch)
+        try:
+            await written_and_read(store, name)
+        except Violation as seen:
+            return str(seen)
+    return None
 
 
 async def acked(agent: cenote.AgentState, key: str, value: Any) -> cenote.Receipt:
@@ -100,12 +117,16 @@ async def test_i5_a_lagging_follower_hides_no_write(cenote_servers: TestServers,
                 any_follower_is_believed, what_was_met_is_forgotten, a_listing_ends_with_any_follower,
             )  # fmt: skip
             for number, removal in enumerate(removals):
-                with pytest.MonkeyPatch.context() as patch, pytest.raises(Violation) as seen:
-                    removal(patch)
-                    await written_and_read(store, f"without{number}")
-                print("seen:", seen.value)
-            for gate in kv.gates:
-                gate.heal()
+                found = [await violation(store, removal, f"without{number}")]
+                while found[-1] is None and len(found) < TRIES:
+                    again = f"without{number} again {len(found)}"
+                    heal(kv)
+                    await store.agent(again).put("same", "old")
+                    await lagging(kv, store)
+                    found.append(await violation(store, removal, again))
+                print("seen:", found)
+                assert found[-1] is not None, removal.__doc__
+            heal(kv)
 
 
 @pytest.mark.judge
