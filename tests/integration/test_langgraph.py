@@ -245,6 +245,32 @@ async def test_only_what_is_new_is_written(store: cenote.Store) -> None:
     assert all(one.checkpoint["channel_values"]["big"] == big for one in holders)
 
 
+async def test_what_was_given_is_the_callers_own(store: cenote.Store) -> None:
+    """LangGraph changes the checkpoints that it is given."""
+    saver = CenoteSaver(store)
+    draft = checkpoint({"a": [1]}, {"a": 1})
+    draft["versions_seen"] = {"node": {"a": 1}}
+    named = await saver.aput(config("t"), draft, {"step": 1}, {"a": 1})
+    for _ in range(2):
+        found = await saver.aget_tuple(named)
+        assert found is not None
+        assert found.checkpoint == draft | {"channel_values": {"a": [1]}}
+        assert found.metadata == {"step": 1}
+        found.checkpoint["versions_seen"]["node"]["a"] = 2
+        found.checkpoint["channel_versions"]["b"] = 3
+        found.checkpoint["channel_values"]["a"].append(2)
+        found.metadata["step"] = 2
+
+
+async def test_a_new_version_without_a_value_is_an_empty_channel(store: cenote.Store) -> None:
+    saver = CenoteSaver(store)
+    root = await put(saver, config("t"), {"a": 1}, {"a": 1})
+    child = await saver.aput(root, checkpoint({}, {"a": 1}), {}, {"a": 1})
+    found = await saver.aget_tuple(child)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {}
+
+
 @pytest.mark.parametrize("length", [8_000, 9_000, 700_000])
 async def test_large_values_and_writes(store: cenote.Store, length: int) -> None:
     saver = CenoteSaver(store)

@@ -43,7 +43,6 @@ INLINE_BYTES_MAX: Final = 8_192
 TOKEN_CHARS_MAX: Final = 160
 DELTA_COUNTERS: Final = "counters_since_delta_snapshot"
 """Metadata of a checkpoint with channels of which only differences are stored, by channel."""
-_PLAIN: Final = ("v", "ts", "channel_versions", "versions_seen", "updated_channels")
 _PLAIN_CHARS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_:|")
 _FAR: Final = 7  # length of a write whose bytes have a key of their own
 
@@ -52,18 +51,24 @@ class Body(msgspec.Struct, array_like=True):
     """What of a record never changes, but for a prune that fills in what an ancestor held.
 
     Attributes:
-        checkpoint: its fields but for id and values, as far as they are plain.
+        checkpoint: its fields but for id and values, as far as they are plain; packed, for LangGraph changes what it is
+            given, and bodies are kept.
         values: of the channels that are new in it, `Kept` each.
         held: by checkpoint, the channels whose values stand there.
         rest: further fields of the checkpoint.
         metadata: where JSON cannot carry it.
     """
 
-    checkpoint: dict[str, Any]
+    checkpoint: msgspec.Raw
     values: dict[str, tuple[str, Any]]
     held: dict[str, list[str]]
     rest: Typed | None = None
     metadata: Typed | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The fields, the caller's own."""
+        fields: dict[str, Any] = msgspec.msgpack.decode(self.checkpoint)
+        return fields
 
     def names(self) -> set[str]:
         """Channels that have a value here."""
@@ -73,11 +78,12 @@ class Body(msgspec.Struct, array_like=True):
 @dataclass
 class Draft:
     """A checkpoint on its way into the store: its record without a body, the body without values and `held`, the values
-    that are new, and all that came along."""
+    that are new, the channels that are not, and all values that came along."""
 
     record: Record
     body: Body
     fresh: dict[str, Typed]
+    others: list[str]
     values: Mapping[str, Any]
 
 
@@ -108,7 +114,9 @@ def draft(
     """Serialize what is new in a checkpoint. `place`: its namespace, and its parent's id."""
     given: Mapping[str, Any] = checkpoint
     values = checkpoint["channel_values"]
-    rest = {name: one for name, one in given.items() if name not in (*_PLAIN, "id", "channel_values") and one}
+    fields = {name: one for name, one in given.items() if name not in ("id", "channel_values")}
+    plain = {name: one for name, one in fields.items() if _is_json(one)}
+    rest = {name: one for name, one in fields.items() if name not in plain}
     exact = None if _is_json(metadata) else serde.dumps_typed(dict(metadata))
     told = {name: one for name, one in metadata.items() if _is_json(one)}
     if counters := metadata.get(DELTA_COUNTERS):
@@ -116,13 +124,14 @@ def draft(
     return Draft(
         {"id": checkpoint["id"], "ns": place[0], "parent": place[1], "metadata": told},
         Body(
-            {name: given[name] for name in _PLAIN if name in given},
+            msgspec.Raw(_encoder.encode(plain)),
             values={},
             held={},
             rest=serde.dumps_typed(rest) if rest else None,
             metadata=exact,
         ),
         fresh={name: serde.dumps_typed(values[name]) for name in new_versions if name in values},
+        others=[name for name in checkpoint["channel_versions"] if name not in new_versions],
         values=values,
     )
 
@@ -131,12 +140,11 @@ def settle(given: Draft, parent: tuple[str, Body] | None, serde: SerializerProto
     """Say in the body what ancestors hold, the parent (id and body) knows which; what is left has to be written: the
     new values, and those that nobody holds."""
     written, body = dict(given.fresh), given.body
-    versions = parent[1].checkpoint["channel_versions"] if parent else {}
+    own = body.plain()["channel_versions"]
+    versions = parent[1].plain()["channel_versions"] if parent else {}
     home = {name: holder for holder, names in parent[1].held.items() for name in names} if parent else {}
-    for name, version in body.checkpoint["channel_versions"].items():
-        if name in written:
-            continue
-        same = parent is not None and versions.get(name) == version
+    for name in given.others:  # a new version without a value: the channel is empty
+        same = parent is not None and versions.get(name) == own[name]
         value = parent[1].values.get(name) if same and parent else None
         if value is not None and isinstance(value[1], bytes) and len(value[1]) <= TINY_BYTES_MAX:
             body.values[name] = value
@@ -200,7 +208,7 @@ def checkpoint_of(record: Record, body: Body, values: Mapping[str, Typed], serde
     """The checkpoint with its channel values."""
     rest: dict[str, Any] = serde.loads_typed(body.rest) if body.rest else {}
     loaded = {name: serde.loads_typed(value) for name, value in values.items()}
-    made: Any = {**body.checkpoint, **rest, "id": record["id"], "channel_values": loaded}
+    made: Any = {**body.plain(), **rest, "id": record["id"], "channel_values": loaded}
     checkpoint: Checkpoint = made
     return checkpoint
 
