@@ -2,6 +2,8 @@
 
 import asyncio
 import operator
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -143,6 +145,42 @@ async def test_waiting_on_the_stores_own_loop_is_refused(store: cenote.Store) ->
         saver.get_tuple(config("t"))
     found = await asyncio.to_thread(saver.get_tuple, config("t"))
     assert found is None
+
+
+def test_a_saver_ends_with_its_store_and_does_not_survive_a_fork(cenote_servers: TestServers) -> None:
+    forked = """
+import os, signal, sys
+from cenote import blocking
+from cenote.errors import SetupError
+from cenote.integrations.langgraph import CenoteSaver
+
+with blocking.open(**eval(sys.argv[1])) as store:
+    saver, config = CenoteSaver(store), {"configurable": {"thread_id": "t"}}
+    assert saver.get_tuple(config) is None
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # it would wait for ever
+        try:
+            saver.get_tuple(config)
+        except SetupError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+try:
+    saver.get_tuple(config)
+except SetupError:
+    sys.exit(8)
+"""
+    address = {name: str(value) for name, value in cenote_servers.fresh().items()}
+    assert subprocess.run([sys.executable, "-c", forked, repr(address)], check=False).returncode == 8
+
+
+@pytest.mark.parametrize(("name", "version"), [("a\ud800", 1), ("a", 2**70)])
+async def test_what_cannot_be_packed_is_refused_before_it_is_kept(store: cenote.Store, name: str, version: int) -> None:
+    saver = CenoteSaver(store)
+    with pytest.raises(RejectedError, match="cannot be kept"):
+        await saver.aput(config("t"), checkpoint({name: 1}, {name: version}), {}, {name: version})
+    assert await saver.aget_tuple(config("t")) is None
 
 
 def test_an_async_store_needs_its_loop(cenote_servers: TestServers) -> None:

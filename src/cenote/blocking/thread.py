@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from cenote.errors import OutcomeUnknownError, RejectedError, SetupError
@@ -16,7 +16,7 @@ class LoopThread:
     """The background thread of one store. After `stop` it takes no call, and what was under way has ended."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self._loop = asyncio.new_event_loop()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._stopped = False
@@ -43,19 +43,23 @@ class LoopThread:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """The same, but a cancellation stays one."""
+        future = self.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C in the waiting thread; nothing happens to a future that is done
+            raise
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine there; its outcome to come. Raises SetupError and RejectedError as `run`."""
         try:
             self._check()
             with self._lock:
                 if self._stopped:
                     raise SetupError("this store is closed", hint="open it again with cenote.blocking.open()")
-                future = asyncio.run_coroutine_threadsafe(work, self.loop)
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
         except BaseException:
             work.close()
-            raise
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C in the waiting thread; nothing happens to a future that is done
             raise
 
     def stop(self) -> None:
@@ -64,7 +68,7 @@ class LoopThread:
             if self._stopped:
                 return
             self._stopped = True
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def _check(self) -> None:
@@ -77,14 +81,14 @@ class LoopThread:
             raise RejectedError("a change function must not call the store: it runs on the store's own thread")
 
     def _work(self) -> None:
-        asyncio.set_event_loop(self.loop)
+        asyncio.set_event_loop(self._loop)
         try:
-            self.loop.run_forever()
-            tasks = asyncio.all_tasks(self.loop)
+            self._loop.run_forever()
+            tasks = asyncio.all_tasks(self._loop)
             for task in tasks:
                 task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
         finally:
-            self.loop.close()
+            self._loop.close()

@@ -3,7 +3,6 @@
 A test compares the signatures with those of the originals; their docstrings are authoritative.
 """
 
-import asyncio
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -238,9 +237,9 @@ class Store(WarmUp, StoreHealth, StorePast, StoreRepair, StoreRestores):
         """What runs embedded; see `cenote.Store.servers`."""
         return self._store.servers
 
-    def inside(self) -> tuple[stores.Store, asyncio.AbstractEventLoop]:
-        """The async store and the event loop on which it lives, for adapters that bring their own coroutines."""
-        return self._store, self._thread.loop
+    def inside(self) -> tuple[stores.Store, LoopThread]:
+        """The async store and the thread on which it lives, for adapters that bring their own coroutines."""
+        return self._store, self._thread
 
     def agent(self, agent_id: str | UUID) -> AgentState:
         """The state of one agent; see `cenote.Store.agent`."""

@@ -26,7 +26,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from cenote.errors import CodecError
+from cenote.errors import CodecError, RejectedError
 
 Record = dict[str, Any]
 Typed = tuple[str, bytes]
@@ -92,8 +92,16 @@ _decoder: Final = msgspec.msgpack.Decoder(Body)
 
 
 def sealed(body: Body) -> str:
-    """A body as text."""
-    return b64encode(zlib.compress(_encoder.encode(body), 1)).decode("ascii")
+    """A body as text. RejectedError when something in it cannot be packed."""
+    return b64encode(zlib.compress(_packed(body), 1)).decode("ascii")
+
+
+def _packed(what: object) -> bytes:
+    try:
+        return _encoder.encode(what)
+    except (OverflowError, UnicodeEncodeError) as error:
+        words = f"a name or a version of a channel cannot be kept: {error}"
+        raise RejectedError(words, hint="names without lone surrogates, versions of at most 64 bits") from error
 
 
 def opened(text: str) -> Body:
@@ -101,7 +109,7 @@ def opened(text: str) -> Body:
     try:
         return _decoder.decode(zlib.decompress(b64decode(text)))
     except (ValueError, zlib.error, msgspec.DecodeError) as error:
-        raise CodecError(f"the body of a checkpoint cannot be read: {error}", hint="cenote repair") from error
+        raise CodecError(f"the body of a checkpoint cannot be read: {error}") from error
 
 
 def draft(
@@ -124,7 +132,7 @@ def draft(
     return Draft(
         {"id": checkpoint["id"], "ns": place[0], "parent": place[1], "metadata": told},
         Body(
-            msgspec.Raw(_encoder.encode(plain)),
+            msgspec.Raw(_packed(plain)),
             values={},
             held={},
             rest=serde.dumps_typed(rest) if rest else None,
