@@ -18,7 +18,7 @@ SHARE_MAX = 0.03
 ROUNDS = 20
 BLOCKS = 16  # of each kind in a round
 KEYS = 1_000  # in a block
-TRIES = 4  # a machine that does something else meanwhile shows nothing
+TRIES = 4  # twenty rounds leave an error of about a percent: then twenty more, and all of them count
 
 
 def unwatched(patch: pytest.MonkeyPatch) -> None:
@@ -49,15 +49,15 @@ async def test_watching_costs_little_of_a_put_and_of_a_flushed_row(
     its metrics, as a scrape would."""
     async with cenote.open(**cenote_servers.fresh(flush__drain_ms=0)) as store:
         await cpu_s(store)
-        shares = []
+        pairs: list[tuple[float, float]] = []
         for _ in range(TRIES):
-            pairs = [await pair(store, monkeypatch) for _ in range(ROUNDS)]
-            shares.append(statistics.median(watched / plain for watched, plain in pairs) - 1)
+            pairs += [await pair(store, monkeypatch) for _ in range(ROUNDS)]  # a round that was bad goes on counting
+            share = statistics.median(watched / plain for watched, plain in pairs) - 1
             row_us = statistics.median(plain for _, plain in pairs) * 1e6 / KEYS / BLOCKS
-            print(f"of {row_us:.1f} µs for a put and its row: {shares[-1]:+.2%}")
-            if shares[-1] <= SHARE_MAX:
+            print(f"of {row_us:.1f} µs for a put and its row: {share:+.2%} in {len(pairs)} rounds")
+            if share <= SHARE_MAX:
                 return
-        pytest.fail(f"watching costs {shares}")
+        pytest.fail(f"watching costs {share:.2%}")
 
 
 async def pair(store: Store, patch: pytest.MonkeyPatch) -> tuple[float, float]:
